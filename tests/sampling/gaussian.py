@@ -1,4 +1,4 @@
-"""The test bed with a closed form: Gaussian data N(m, s²) (and a mixture) under F5's flow, seen through every kind of prediction."""
+"""Test beds with a closed form, Gaussian data N(m, s²) and a mixture, seen through every kind of prediction."""
 
 import jax
 import jax.numpy as jnp
