@@ -1,8 +1,8 @@
 """Exact gradients over microbatches: four microbatches give what one batch gives, whatever the weights of the rows.
 
 The loss is ``sum over terms of coefficient * sum / weight`` with both sums over the whole batch, so the weights must be
-known before the first gradient.  They do not depend on the parameters: a first scan returns nothing else, and the compiler
-drops the network from it.
+known before the first gradient.  They do not depend on the parameters: a first scan returns nothing else, and the
+compiler drops the network from it.
 """
 
 from collections.abc import Callable, Mapping
@@ -86,8 +86,8 @@ def gradients(
 def split(batch: Mapping[str, jax.Array], count: int, mesh: Mesh | None = None) -> dict[str, jax.Array]:
     """``[B, ...] -> [count, B / count, ...]``; microbatch ``j`` gets rows ``j, j + count, ...``.
 
-    Interleaved, because the rows of a batch lie in blocks on the devices: every device cuts its own block and nothing moves.
-    Which rows meet in a microbatch does not matter to the result.
+    Interleaved, because the rows of a batch lie in blocks on the devices: every device cuts its own block and nothing
+    moves.  Which rows meet in a microbatch does not matter to the result.
     """
     out = {}
     for name, x in batch.items():
@@ -114,7 +114,8 @@ def _columns(out: LossOutput) -> tuple[dict[str, jax.Array], dict[str, jax.Array
 def _total(sums: Mapping[str, Any], weights: Mapping[str, Any], coefficients: Mapping[str, Any]) -> jax.Array:
     """A term without any weight in the whole batch (no valid row) counts nothing."""
     terms = [
-        coefficients[n] * jnp.where(weights[n] > 0, sums[n] / jnp.where(weights[n] > 0, weights[n], 1.0), 0.0) for n in sums
+        coefficients[n] * jnp.where(weights[n] > 0, sums[n] / jnp.where(weights[n] > 0, weights[n], 1.0), 0.0)
+        for n in sums
     ]
     return jnp.sum(jnp.stack(terms))
 

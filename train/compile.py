@@ -56,8 +56,8 @@ class CompiledStep:
     """A step ``fn(state, batch, *rest)`` as one executable per batch shape.
 
     ``CompiledStep(train_step, mesh, state_shardings, donate=True)`` returns new states in the state's own shardings;
-    ``CompiledStep(eval_step, mesh, variable_shardings)`` returns whatever ``fn`` does, on every device.  Arguments after the
-    batch (a teacher, a batch number) keep the shardings they come with.
+    ``CompiledStep(eval_step, mesh, variable_shardings)`` returns whatever ``fn`` does, on every device.  Arguments
+    after the batch (a teacher, a batch number) keep the shardings they come with.
 
     Attributes:
       reports: one ``CompileReport`` per executable, in the order of compilation.

@@ -1,8 +1,8 @@
 """Averages of the parameters at several rates, with the arithmetic of ``ema-pytorch`` (which F5-TTS released with).
 
-The ``n``-th update (counted from 0, the step before the optimiser's increment) does nothing unless ``n`` is a multiple of
-``update_every``; it copies while ``n <= update_after_step``, and from then on moves by ``1 - decay`` with a decay that
-warms up to its final value: ``1 - (1 + (n - update_after_step) / inv_gamma) ** -power``.
+The ``n``-th update (counted from 0, the step before the optimiser's increment) does nothing unless ``n`` is a multiple
+of ``update_every``; it copies while ``n <= update_after_step``, and from then on moves by ``1 - decay`` with a decay
+that warms up to its final value: ``1 - (1 + (n - update_after_step) / inv_gamma) ** -power``.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ def decay_at(spec: EmaSpec, counter: Any) -> Any:
 
 
 def init(params: Any, specs: Sequence[EmaSpec]) -> dict[str, Any]:
-    """One real copy of the parameters per average: the step donates its state, and a shared buffer cannot be donated."""
+    """One real copy of the parameters per average: the step donates its state, and shared buffers cannot be."""
     return {spec.name: jax.tree.map(lambda p: jnp.array(p, copy=True), params) for spec in specs}
 
 

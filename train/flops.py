@@ -2,6 +2,7 @@
 
 import functools
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ PEAKS = {
 }
 
 
-def peak_flops(device: jax.Device | None = None) -> float | None:
+def peak_flops(device: Any = None) -> float | None:
     """Peak FLOP/s of one device: from the table by the longest matching name, measured on a CPU, None when unknown.
 
     On a CPU it is what a float32 matmul of size 1024 reaches, on all the threads XLA has; fake devices share them.

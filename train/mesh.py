@@ -7,6 +7,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -17,12 +18,12 @@ AXES = ("data", "fsdp", "tensor", "sequence")
 BATCH_AXES = ("data", "fsdp")
 
 
-def build_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def build_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
     """Mesh over all devices (or the given ones).
 
     Args:
-      sizes: size of each axis, at most one of them -1 for "what is left"; missing axes are 1, except that ``data`` is -1
-        when no axis is.
+      sizes: size of each axis, at most one of them -1 for "what is left"; missing axes are 1, except that ``data`` is
+        -1 when no axis is.
       devices: defaults to ``jax.devices()``.
 
     Raises:

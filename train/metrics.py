@@ -1,7 +1,7 @@
 """Metrics as sums and weights, so that means over microbatches, steps, batches and hosts are exact.
 
-A metrics dict maps names to ``(sum, weight)`` pairs, which add up, or to scalars such as ``lr`` and ``grad_norm``, of which
-the latest counts.
+A metrics dict maps names to ``(sum, weight)`` pairs, which add up, or to scalars such as ``lr`` and ``grad_norm``, of
+which the latest counts.
 """
 
 import math

@@ -1,9 +1,9 @@
 """The optimiser: parameter groups by path regex, each with its own rule, schedule, weight decay and clip.
 
-``make_optimizer`` decides everything on the abstract parameters before the run: which group a parameter is in, which rule
-updates it, whether it decays.  The state is plain nested dicts, ``{group: {rule: {moment: tree}}}``, so checkpoints and
-sharding see the parameters' own paths in it.  The mathematics of each rule is optax's (Muon's is ours, ``train/muon.py``);
-AdamW equals torch's to rounding, the clip uses torch's ``max_norm / (norm + 1e-6)``.
+``make_optimizer`` decides everything on the abstract parameters before the run: which group a parameter is in, which
+rule updates it, whether it decays.  The state is plain nested dicts, ``{group: {rule: {moment: tree}}}``, so
+checkpoints and sharding see the parameters' own paths in it.  The mathematics of each rule is optax's (Muon's is ours,
+``train/muon.py``); AdamW equals torch's to rounding, the clip uses torch's ``max_norm / (norm + 1e-6)``.
 """
 
 import dataclasses
@@ -29,8 +29,8 @@ DEFAULT = "default"  # name of the group that takes what no other group matches
 class OptimSpec:
     """How one group of parameters is optimised; the fields are the keys of the config section ``optim``.
 
-    ``muon`` updates matrices (and stacks of them) by Muon and the group's other parameters, embeddings included, by AdamW.
-    Weight decay is decoupled (AdamW's): ``p -= lr * (update + weight_decay * p)`` for every rule.
+    ``muon`` updates matrices (and stacks of them) by Muon and the group's other parameters, embeddings included, by
+    AdamW.  Weight decay is decoupled (AdamW's): ``p -= lr * (update + weight_decay * p)`` for every rule.
     """
 
     optimizer: str = "adamw"
@@ -74,7 +74,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """``init`` and ``update`` in optax's manner, except that the learning rate follows the run's step, given to ``update``."""
+    """``init`` and ``update`` in optax's manner; ``update`` is told the step, which the learning rates follow."""
 
     groups: tuple[Group, ...]
     clips: tuple[tuple[str, float, frozenset[str]], ...]  # (metric name, largest norm, paths clipped together)
@@ -106,6 +106,7 @@ class Optimizer:
             new_state[group.name] = {}
             for rule, paths in group.rules.items():
                 transform = _transform(rule, group.spec)
+                raw: Any
                 raw, new_state[group.name][rule] = transform.update(
                     _subset(flat_grads, paths), state[group.name][rule], _subset(flat_params, paths)
                 )
@@ -141,8 +142,8 @@ def make_optimizer(
       spec: the defaults, which also optimise whatever no group matches.
       params: parameters or their ``ShapeDtypeStruct``s.
       steps: updates in the whole run, where schedules end.
-      groups: name -> fields that differ from ``spec``, among them ``match``.  A group that sets ``clip_norm`` is clipped by
-        its own norm; all others are clipped together by theirs.
+      groups: name -> fields that differ from ``spec``, among them ``match``.  A group that sets ``clip_norm`` is
+        clipped by its own norm; all others are clipped together by theirs.
       axes: the model's logical axes; Muon needs them to tell a stack of matrices (``layers`` first) from a convolution,
         and an embedding (``vocab``) from a matrix.
 
@@ -181,7 +182,9 @@ def _assign(flat: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]]) ->
     for path in flat:
         hits = [name for name, regex in regexes.items() if regex.fullmatch(path)]
         if len(hits) > 1:
-            raise UserError(f"optim.groups: parameter {path} is matched by {' and '.join(hits)}; groups must not overlap")
+            raise UserError(
+                f"optim.groups: parameter {path} is matched by {' and '.join(hits)}; groups must not overlap"
+            )
         members[hits[0] if hits else DEFAULT].append(path)
     for name in groups:
         if not members[name]:
@@ -236,8 +239,8 @@ def _plain(transform: optax.GradientTransformation, state_type: Any) -> optax.Gr
     def init(params: Any) -> Any:
         return transform.init(params)._asdict()  # type: ignore[union-attr]
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        out, new = transform.update(grads, state_type(**state), params)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        out, new = transform.update(updates, state_type(**state), params)
         return out, new._asdict()  # type: ignore[union-attr]
 
     return optax.GradientTransformation(init, update)
@@ -265,7 +268,10 @@ def _report(groups: Sequence[Group], flat: Mapping[str, Any]) -> str:
     for g in groups:
         for rule, paths in g.rules.items():
             count = sum(int(flat[path].size) for path in paths)
-            lines.append(f"group {g.name}: {readable(count, '')}parameters in {len(paths)} arrays by {rule}, peak lr {g.spec.lr:g}")
+            total = f"{readable(count, '').strip()} parameters in {len(paths)} arrays"
+            lines.append(f"group {g.name}: {total} by {rule}, peak lr {g.spec.lr:g}")
             rows += [(path, g.name, rule, "decay" if path in g.decayed else "no decay") for path in paths]
     width = max(len(row[0]) for row in rows)
-    return "\n".join(lines + [f"  {path:<{width}}  {name}  {rule}  {decay}" for path, name, rule, decay in sorted(rows)])
+    return "\n".join(
+        lines + [f"  {path:<{width}}  {name}  {rule}  {decay}" for path, name, rule, decay in sorted(rows)]
+    )

@@ -1,7 +1,7 @@
 """Precision policy and dynamic loss scaling for float16 (Micikevicius et al. 2018, arXiv:1710.03740).
 
 Master parameters, gradients' accumulators, the optimiser and all averages are float32; the forward and backward passes
-run on a copy of the parameters in the compute type, made once per step.  bfloat16 has float32's range and needs no scale.
+run on a copy of the parameters in the compute type, made once per step.  bfloat16 has float32's range: no scale.
 """
 
 import re
@@ -43,7 +43,7 @@ def cast(params: Any, precision: str, keep: str = "") -> Any:
 
 
 def init(precision: str) -> dict[str, jax.Array]:
-    """``{"scale": float32, "streak": int32}``; always there, so that a checkpoint's tree does not depend on precision."""
+    """``{"scale": float32, "streak": int32}``; always there, so a checkpoint's tree does not depend on precision."""
     compute_dtype(precision)
     scale = INITIAL_SCALE if precision == "float16" else 1.0
     return {"scale": jnp.asarray(scale, jnp.float32), "streak": jnp.zeros((), jnp.int32)}

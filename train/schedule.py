@@ -2,8 +2,8 @@
 
 Nothing here holds state.  Linear warm-up followed by ``linear`` decay is what torch's ``SequentialLR`` of two
 ``LinearLR`` gives, as in the F5-TTS release: the very first update has rate ``init_ratio * peak``, update number
-``warmup`` the peak, and ``final_ratio * peak`` is reached at update number ``total`` (so the last update of the run is one
-step short of it).
+``warmup`` the peak, and ``final_ratio * peak`` is reached at update number ``total`` (so the last update of the run is
+one step short of it).
 """
 
 from collections.abc import Callable

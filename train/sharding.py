@@ -1,8 +1,8 @@
 """Where every array lives: path regex -> logical axes -> mesh axes, with a report that hides nothing.
 
-A model file lists the logical axes of its parameters (``AXES``); the rules here map them to the mesh.  A dimension that its
-mesh axes do not divide stays whole and the report says so; a parameter that no regex matches is listed, and split over
-``fsdp`` by size.  Optimiser moments and averages follow their parameter, whose path is a suffix of theirs.
+A model file lists the logical axes of its parameters (``AXES``); the rules here map them to the mesh.  A dimension that
+its mesh axes do not divide stays whole and the report says so; a parameter that no regex matches is listed, and split
+over ``fsdp`` by size.  Optimiser moments and averages follow their parameter, whose path is a suffix of theirs.
 """
 
 import dataclasses

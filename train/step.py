@@ -1,5 +1,6 @@
 """One training step and one evaluation step, as pure functions of state and batch."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -43,8 +44,8 @@ def make_train_step(
       mesh, param_shardings: where microbatches and gradients live; without them XLA decides.
 
     The metrics are ``loss``, ``loss/<term>`` and the task's own as (sum, weight) pairs, and the scalars ``grad_norm``,
-    ``lr`` (and ``lr/<group>``), ``finite``, ``skipped``, ``skipped_row`` and, in float16, ``loss_scale``.  A step that was
-    skipped adds nothing to the pairs.
+    ``lr`` (and ``lr/<group>``), ``finite``, ``skipped``, ``skipped_row`` and, in float16, ``loss_scale``.  A step that
+    was skipped adds nothing to the pairs.
     """
     fp16 = precision == "float16"
 
@@ -78,7 +79,8 @@ def make_train_step(
         params, stats, opt_state, averaged = new
         # While float16's scale can still fall, an overflow is the scaler at work, not a run going wrong.
         wrong = ~finite & (state.loss_scale["scale"] <= 1.0) if fp16 else ~finite
-        new_state = state.replace(
+        new_state = dataclasses.replace(
+            state,
             step=state.step + 1,
             params=params,
             stats=stats,
@@ -100,7 +102,8 @@ def make_train_step(
 
 
 def make_eval_step(task: Task, *, seed: int, precision: str = "float32", keep_float32: str = "") -> EvalStep:
-    """Builds ``evaluate(variables, batch, number) -> {name: (sum, weight)}``; add up over batches with ``metrics.merge``.
+    """Builds ``evaluate(variables, batch, number) -> {name: (sum, weight)}``; add up over batches with
+    ``metrics.merge``.
 
     ``variables`` is ``state.variables()`` or ``state.variables(ema_name)``; ``number`` is the batch's position in the
     evaluation set, so every evaluation draws the same noise for the same row.

@@ -1,4 +1,4 @@
-"""A small task for tests of the training side: variable lengths, two loss terms of unequal weights, per-example noise."""
+"""A small task for tests of the training side: variable lengths, two unequal loss terms, per-example noise."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,15 +78,19 @@ class ToyTask:
         h, _ = jax.lax.scan(block, h, params["blocks"])
         return (h @ params["out"]["kernel"]).astype(jnp.float32)
 
-    def _errors(self, variables: Variables, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _errors(
+        self, variables: Variables, batch: Mapping[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """Squared errors ``[b, t]`` on noisy input and the mask of valid frames of real rows."""
         noise = jax.vmap(lambda k: jax.random.normal(k, batch["x"].shape[1:]))(rng.per_example(key, batch["index"]))
         error = jnp.square(self._forward(variables["params"], batch["x"] + 0.1 * noise) - batch["y"]).mean(-1)
         frames = jnp.arange(error.shape[1]) < batch["lengths"][:, None]
         return error, frames * batch["mask"][:, None]
 
-    def loss(self, variables: Variables, batch: Mapping[str, jax.Array], key: jax.Array, ctx: StepContext) -> LossOutput:
-        """``fit``: mean over valid frames; ``first``: mean over rows of the first frame's error, a third of the weight."""
+    def loss(
+        self, variables: Variables, batch: Mapping[str, jax.Array], key: jax.Array, ctx: StepContext
+    ) -> LossOutput:
+        """``fit``: mean over valid frames; ``first``: mean over rows of the first frame's error, coefficient 0.3."""
         error, valid = self._errors(variables, batch, key)
         mask = batch["mask"]
         terms = {
@@ -101,7 +105,9 @@ class ToyTask:
         error, valid = self._errors(variables, batch, key)
         return {"error": ((error * valid).sum(), valid.sum())}
 
-    def sample(self, variables: Variables, batch: Mapping[str, jax.Array], key: jax.Array, folder: str) -> dict[str, float]:
+    def sample(
+        self, variables: Variables, batch: Mapping[str, jax.Array], key: jax.Array, folder: str
+    ) -> dict[str, float]:
         """Writes the prediction of the first row as text."""
         y = np.asarray(self._forward(variables["params"], jnp.asarray(batch["x"])[:1]))
         Path(folder).mkdir(parents=True, exist_ok=True)
