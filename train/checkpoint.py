@@ -1,0 +1,378 @@
+"""Checkpoints: asynchronous, sealed with checksums, checked before they are believed.  The only file that knows orbax.
+
+A checkpoint is ``<folder>/<step>/``: item ``state`` (nested dict of arrays), item ``meta`` (JSON), and our seal (see
+``train/integrity.py``), written last.  Step n holds the state after n updates.  A step without a seal, or with one that
+does not match, is set aside under the name ``<step>.damaged`` and the one before it is used instead.
+"""
+
+import importlib.metadata
+import json
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jax.sharding import SingleDeviceSharding
+
+from data.errors import UserError
+from train import integrity, trees
+
+log = logging.getLogger(__name__)
+Tree = dict[str, Any]
+FORMAT = 1  # of our own part: item names, meta, seal
+
+
+class CheckpointStore:
+    """The checkpoints of one run.  Every process of the run makes the same calls in the same order.
+
+    Args:
+      folder: ``<workdir>/checkpoints``; made at the first save.
+      keep_latest: how many of the newest steps stay, at least 1.
+      keep_every: steps divisible by it stay for ever; 0 = none.
+      keep_best: how many steps with the best metric stay; steps without a metric do not compete.
+      larger_is_better: the direction of the metric.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        keep_latest: int = 2,
+        keep_every: int = 0,
+        keep_best: int = 0,
+        larger_is_better: bool = False,
+    ) -> None:
+        if keep_latest < 1 or keep_every < 0 or keep_best < 0:
+            raise UserError("config.checkpoint: need keep_latest >= 1, keep_every >= 0 and keep_best >= 0")
+        self.folder = Path(folder).absolute()  # orbax fails on a relative path, and only in a background thread
+        self._policy = {
+            "latest": keep_latest, "every": keep_every, "best": keep_best, "larger_is_better": larger_is_better
+        }  # fmt: skip
+        self._manager: ocp.CheckpointManager | None = None
+        self._sealing: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._saving = -1
+        self._metrics: dict[int, float] = {}
+
+    def save(self, step: int, tree: Tree, meta: Mapping[str, Any]) -> bool:
+        """Starts writing; returns once ``tree``'s buffers may be donated.  False if the step is there already.
+
+        Raises:
+          CheckpointError: this save, or the one before it, could not be written.
+        """
+        self.wait()
+        if step in self.steps():
+            return False
+        self._saving = step
+        args = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave({**meta, **describe(step, tree)})
+        )
+        try:
+            self._open().save(step, args=args, force=True)
+        except Exception as error:
+            self._failure = error
+            self.check()
+        self._sealing = threading.Thread(target=self._seal, args=(step,), name=f"seal-{step}")
+        self._sealing.start()
+        return True
+
+    def note_metric(self, step: int, value: float) -> None:
+        """Tells the value by which ``keep_best`` compares; before or after the save of that step."""
+        self._metrics[step] = value
+        self.wait()
+        if jax.process_index() == 0 and integrity.sealed(self.folder / str(step)):
+            integrity.annotate(self.folder / str(step), {"metric": value})
+
+    def check(self) -> None:
+        """Raises what went wrong in the background, if anything did; cheap, called at every step.
+
+        Raises:
+          CheckpointError: the save under way has failed; everything saved before it is untouched.
+        """
+        if self._failure is None:
+            return
+        error, self._failure = self._failure, None
+        if jax.process_index() == 0:
+            self._remove_unfinished(self._saving)
+        raise CheckpointError(
+            f"checkpoint {self.folder / str(self._saving)} could not be written ({_reason(error)}); "
+            f"intact checkpoints: {', '.join(map(str, self.steps())) or 'none'}; "
+            "make room and run the same command again to go on from the newest"
+        ) from error
+
+    def wait(self) -> None:
+        """Blocks until nothing is being written, in any process.
+
+        Raises:
+          CheckpointError: see ``check``.
+        """
+        if self._sealing is not None:
+            self._sealing.join()
+            self._sealing = None
+            self.check()
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("checkpoint sealed")
+        self.check()
+
+    def close(self) -> None:
+        """Waits and frees the background threads."""
+        try:
+            self.wait()
+        finally:
+            if self._manager is not None:
+                self._manager.close()
+                self._manager = None
+
+    def steps(self) -> list[int]:
+        """Steps whose writing came to its end, oldest first."""
+        return [step for step in step_folders(self.folder) if integrity.sealed(self.folder / str(step))]
+
+    def restore(self, abstract: Tree) -> tuple[Tree, dict[str, Any]] | None:
+        """The newest sound checkpoint, or None where there has never been one.
+
+        Args:
+          abstract: ``ShapeDtypeStruct`` leaves with the shardings of *today's* mesh; the mesh it was saved on does not
+            matter.
+
+        Raises:
+          UserError: all checkpoints are damaged, or the newest sound one holds another model.
+        """
+        step = self._agree(_newest_sound(self.folder, set_aside=True) if jax.process_index() == 0 else None)
+        if step is None:
+            return None
+        folder = self.folder / str(step)
+        meta = read_meta(folder)
+        _compare(folder, meta["arrays"], abstract, complete=True)
+        return _read(folder, abstract), meta
+
+    def _open(self) -> ocp.CheckpointManager:
+        if self._manager is None:
+            options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, save_root_metadata=False)
+            handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        return self._manager
+
+    def _seal(self, step: int) -> None:
+        try:
+            assert self._manager is not None
+            self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                metric = self._metrics.get(step)
+                integrity.seal(self.folder / str(step), {} if metric is None else {"metric": metric})
+                self._prune()
+        except BaseException as error:
+            self._failure = error
+
+    def _prune(self) -> None:
+        steps = self.steps()
+        notes = {step: integrity.note(self.folder / str(step)) for step in steps}
+        metrics = {step: note["metric"] for step, note in notes.items() if "metric" in note}
+        keep = kept(steps, metrics, **self._policy)
+        for step in steps:
+            if step not in keep:  # renamed first: a folder half deleted must not look like a damaged checkpoint
+                (self.folder / str(step)).rename(self.folder / f"{step}.deleted")
+        for rest in self.folder.glob("*.deleted"):
+            shutil.rmtree(rest, ignore_errors=True)
+
+    def _remove_unfinished(self, step: int) -> None:
+        rests = [*self.folder.glob(f"{step}.orbax-checkpoint-tmp*"), self.folder / str(step)]
+        for rest in rests:
+            if not integrity.sealed(rest):
+                shutil.rmtree(rest, ignore_errors=True)
+
+    def _agree(self, step: int | None) -> int | None:
+        """Process 0's choice, in every process."""
+        if jax.process_count() == 1:
+            return step
+        chosen = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step)))
+        return None if chosen < 0 else chosen
+
+
+class CheckpointError(UserError):
+    """A checkpoint could not be written."""
+
+
+def restore_variables(
+    workdir: str | Path, abstract: Tree | None = None, *, params: str = "ema", step: int | None = None
+) -> tuple[Tree, dict[str, Any]]:
+    """Only what a model needs to be applied, from a run folder or a converted checkpoint; changes nothing on disk.
+
+    Args:
+      workdir: the folder that has ``checkpoints/``.
+      abstract: ``{"params", "stats"}`` of ``ShapeDtypeStruct`` (with or without shardings) to compare with; None takes
+        what is there.
+      params: "raw", "ema" (the average that the run evaluated with, or raw where it kept none), or "ema/<decay>".
+      step: None is the newest sound one.
+
+    Returns:
+      ``{"params", "stats"}`` and the checkpoint's meta.
+
+    Raises:
+      UserError: nothing to restore, a damaged step, no such average, or another model than ``abstract``.
+    """
+    store = Path(workdir).absolute() / "checkpoints"
+    if step is None:
+        step = _newest_sound(store, set_aside=False)
+        if step is None:
+            raise UserError(f"{workdir} has no checkpoint; train into it first, or name a folder that has checkpoints/")
+    elif wrong := integrity.problem(store / str(step)):
+        raise UserError(f"checkpoint {store / str(step)} cannot be used: {wrong}")
+    folder = store / str(step)
+    meta = read_meta(folder)
+    source = _source(folder, meta, params)
+    stored = {
+        path.replace(source, "params", 1): spec
+        for path, spec in meta["arrays"].items()
+        if path.startswith((f"{source}/", "stats/"))
+    }
+    if abstract is not None:
+        abstract = {"params": abstract["params"], "stats": abstract.get("stats", {})}
+        _compare(folder, stored, abstract, complete=True)
+    else:
+        flat = {path: jax.ShapeDtypeStruct(tuple(shape), dtype) for path, (dtype, shape) in stored.items()}
+        abstract = {"params": {}, "stats": {}} | trees.unflatten(flat)
+    wanted: Tree = {"stats": abstract["stats"]}
+    if source == "params":
+        wanted["params"] = abstract["params"]
+    else:
+        wanted["ema"] = {source.removeprefix("ema/"): abstract["params"]}
+    tree = _read(folder, wanted)
+    found = tree["params"] if source == "params" else tree["ema"][source.removeprefix("ema/")]
+    return {"params": found, "stats": tree["stats"]}, meta
+
+
+def kept(
+    steps: Sequence[int],
+    metrics: Mapping[int, float],
+    *,
+    latest: int,
+    every: int = 0,
+    best: int = 0,
+    larger_is_better: bool = False,
+) -> set[int]:
+    """Which of ``steps`` stay: the newest, those divisible by ``every``, and the best by metric (ties: the older)."""
+    ordered = sorted(steps)
+    keep = set(ordered[-latest:])
+    if every:
+        keep |= {step for step in ordered if step % every == 0}
+    ranked = [step for step in ordered if np.isfinite(metrics.get(step, np.nan))]
+    ranked.sort(key=lambda step: -metrics[step] if larger_is_better else metrics[step])
+    return keep | set(ranked[:best])
+
+
+def describe(step: int, tree: Tree) -> dict[str, Any]:
+    """The part of meta that the store adds: what is in ``tree``, when, and by which versions."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
+        "format": FORMAT,
+        "step": step,
+        "time": time.time(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "processes": jax.process_count(),
+        "devices": jax.device_count(),
+        "arrays": {path: [str(a.dtype), list(a.shape)] for path, a in trees.flatten(tree).items()},
+    }
+
+
+def step_folders(folder: Path) -> list[int]:
+    """Steps that have a folder, finished or not, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdecimal())
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The JSON item of one checkpoint.
+
+    Raises:
+      UserError: written by another version of this code.
+    """
+    meta = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
+    if meta.get("format") != FORMAT:
+        raise UserError(f"checkpoint {folder} has format {meta.get('format')}; this code reads format {FORMAT}")
+    return meta
+
+
+def _newest_sound(folder: Path, set_aside: bool) -> int | None:
+    wrong: list[str] = []
+    for step in reversed(step_folders(folder)):
+        path = folder / str(step)
+        if (problem := integrity.problem(path)) is None:
+            if wrong:
+                log.warning("using checkpoint %s instead", path)
+            return step
+        wrong.append(f"{step}: {problem}")
+        log.warning("checkpoint %s cannot be used: %s", path, problem)
+        if set_aside:
+            aside = path.with_name(f"{step}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            log.warning("it was renamed to %s", aside)
+    if wrong:
+        raise UserError(
+            f"no checkpoint in {folder} can be used ({'; '.join(wrong)}); "
+            "restore the files from a copy, or start again in another folder"
+        )
+    return None
+
+
+def _compare(folder: Path, stored: Mapping[str, Any], abstract: Tree, complete: bool) -> None:
+    """Orbax casts to another dtype without a word, so everything is compared before anything is read."""
+    wanted = {path: [str(a.dtype), list(a.shape)] for path, a in trees.flatten(abstract).items()}
+    differences = [f"{p} is {_show(stored[p])} there and {_show(s)} here" for p, s in wanted.items()
+                   if p in stored and list(stored[p]) != s]  # fmt: skip
+    differences += [f"{path} is not in it" for path in wanted if path not in stored]
+    if complete:
+        differences += [f"{path} is only in it" for path in stored if path not in wanted]
+    if differences:
+        more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
+        raise UserError(f"checkpoint {folder} is of another configuration: {'; '.join(differences[:3])}{more}")
+
+
+def _source(folder: Path, meta: Mapping[str, Any], params: str) -> str:
+    averages = sorted({"/".join(path.split("/")[:2]) for path in meta["arrays"] if path.startswith("ema/")})
+    if params == "ema":
+        params = meta.get("evaluate_with") or (averages[0] if averages else "raw")
+    if params == "raw":
+        return "params"
+    if params not in averages:
+        raise UserError(f"checkpoint {folder} has no {params!r}; it has {', '.join(['raw', *averages])}")
+    return params
+
+
+def _read(folder: Path, abstract: Tree) -> Tree:
+    """The arrays of ``abstract`` out of a checkpoint that may hold more, on the shardings that ``abstract`` carries."""
+    home = SingleDeviceSharding(jax.local_devices()[0])
+    flat = {
+        path: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=getattr(a, "sharding", None) or home)
+        for path, a in trees.flatten(abstract).items()
+    }
+    item = trees.unflatten(flat)  # without empty dicts, which orbax need not have stored
+    args = ocp.args.PyTreeRestore(
+        item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        found = trees.flatten(reader.restore(folder / "state", args=args)) if flat else {}
+    return jax.tree_util.tree_map_with_path(lambda keys, _: found["/".join(k.key for k in keys)], abstract)
+
+
+def _show(spec: Sequence[Any]) -> str:
+    dtype, shape = spec
+    return f"{dtype}[{','.join(map(str, shape))}]"
+
+
+def _reason(error: BaseException) -> str:
+    """The first line that says something, of an error that may hold a page of C++ locations."""
+    text = str(error).strip()
+    for known in ("No space left on device", "File too large", "Disk quota exceeded", "Permission denied"):
+        if known in text:
+            return known
+    return (text.splitlines() or [type(error).__name__])[0][:300]
