@@ -19,8 +19,8 @@ def base() -> ConfigDict:
     c.model = ConfigDict({"type": ""})
     c.data = ConfigDict({"type": ""})
 
-    # Optimiser: `optimizer` is adamw | muon | sgd.  `groups` names parameter groups: each has `match` (path regex) and may
-    # override any of the keys below; groups must not overlap, what none of them matches uses the keys here.
+    # Optimiser: `optimizer` is adamw | muon | sgd.  `groups` names parameter groups: each has `match` (path regex) and
+    # may override any of the keys below; groups must not overlap, what none of them matches uses the keys here.
     c.optim = ConfigDict()
     c.optim.optimizer = "adamw"
     c.optim.lr = 1e-3
@@ -36,7 +36,7 @@ def base() -> ConfigDict:
     c.optim.final_lr_ratio = 0.0  # lr of the last update / peak
     c.optim.groups = ConfigDict()
 
-    # Averages of the parameters: decay -> one copy each, stored as "ema/<decay>".  Samples and evaluation use the first.
+    # Averages of the parameters, one copy per decay.  Samples and evaluation use the first.
     c.ema = ConfigDict()
     c.ema.decays = (0.999,)
     c.ema.update_after_step = 0

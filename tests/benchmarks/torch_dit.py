@@ -1,12 +1,13 @@
 # pyright: reportMissingImports=false
 """A yardstick: the F5-TTS DiT in plain PyTorch, for one unpadded row or a batch without padding.
 
-Own code, written from the paper and our specification, with the official parameter names, so that the file our converter
-writes loads with ``load_state_dict``.  It uses PyTorch's fused ``scaled_dot_product_attention`` and caches the text
-encoding over the sampling steps, as a careful PyTorch user would.
+Own code, written from the paper and our specification, with the official parameter names, so that the file our
+converter writes loads with ``load_state_dict``.  It uses PyTorch's fused ``scaled_dot_product_attention`` and caches
+the text encoding over the sampling steps, as a careful PyTorch user would.
 """
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -183,7 +184,7 @@ class TorchDiT(nn.Module):
         text_emb = torch.cat([self.encode_text(text, frames), self.encode_text(text, frames, drop=True)])
         both = torch.cat([cond, torch.zeros_like(cond)])
         x = noise
-        for start, stop in zip(times[:-1], times[1:], strict=True):
+        for start, stop in pairwise(times):
             prediction, null = self.velocity(torch.cat([x, x]), both, text_emb, start.expand(2 * len(x))).chunk(2)
             x = x + (stop - start) * (prediction + cfg_strength * (prediction - null))
         return x
