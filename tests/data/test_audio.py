@@ -66,7 +66,10 @@ def test_any_format_rate_and_channel_count_becomes_24_khz_mono(tmp_path: Path, s
     rate = 48000 if suffix == ".opus" else 44100
     stereo = np.stack([tone(440, 1.0, rate), np.zeros(rate, np.float32)], axis=1)
     path = tmp_path / f"clip{suffix}"
-    soundfile.write(path, stereo, rate, **({"format": "OGG", "subtype": "OPUS"} if suffix == ".opus" else {}))
+    if suffix == ".opus":
+        soundfile.write(path, stereo, rate, format="OGG", subtype="OPUS")
+    else:
+        soundfile.write(path, stereo, rate)
     wave = load_audio(path, 24000)
     assert wave.shape == (24000,) and wave.dtype == np.float32
     np.testing.assert_allclose(np.sqrt(np.mean(wave**2)), 0.25 / np.sqrt(2), rtol=0.05)
