@@ -1,0 +1,68 @@
+"""Depth as a loop: one traced layer, parameters stacked along a leading axis.
+
+Compile time then does not grow with depth.  The parameters are stacked whether the loop is scanned or unrolled, so checkpoints,
+sharding rules and converters know one layout.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+_POLICIES = jax.checkpoint_policies
+REMAT: dict[str, Callable[..., Any] | None] = {
+    "full": None,  # keep only each layer's input
+    "dots": _POLICIES.checkpoint_dots,  # keep matrix products, recompute the elementwise rest
+    "dots_no_batch": _POLICIES.dots_with_no_batch_dims_saveable,  # as dots, but attention scores are recomputed
+    "attention": _POLICIES.save_only_these_names("attention"),  # keep attention outputs, recompute the rest
+}
+
+
+def stacked(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
+    """``depth`` independent copies of ``make(rngs)`` as one module whose parameters have a leading axis of that size."""
+
+    @nnx.split_rngs(splits=depth)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def build(rngs):
+        return make(rngs)
+
+    return build(rngs)
+
+
+def run_stack(
+    module: nnx.Module,
+    x: jax.Array,
+    call: Callable[[Any, jax.Array, jax.Array], jax.Array],
+    *,
+    scan: bool = True,
+    remat: str = "none",
+) -> jax.Array:
+    """Applies the copies in a ``stacked`` module one after the other.
+
+    Args:
+      call: ``call(layer, x, index) -> x`` with one copy and its number.
+      scan: ``lax.scan`` (compiles one layer) or an unrolled loop (compiles all; XLA may fuse across layers).
+      remat: "none" or a key of ``REMAT``: what the backward pass keeps.
+    """
+    if remat != "none" and remat not in REMAT:
+        raise ValueError(f"remat is {remat!r}; expected none, {', '.join(REMAT)}")
+    graph, state = nnx.split(module)
+    depth = jax.tree.leaves(state)[0].shape[0]
+
+    def body(carry, layer):
+        index, params = layer
+        return call(nnx.merge(graph, params), carry, index), None
+
+    if remat != "none":
+        # Inside scan the loop itself keeps XLA from merging the recomputation with the first computation.
+        body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=not scan)
+    if scan:
+        return jax.lax.scan(body, x, (jnp.arange(depth), state))[0]
+    # lax.split, not indexing: its gradient is one concatenation instead of `depth` sums of padded arrays.
+    columns = jax.tree.map(lambda p: [row[0] for row in jax.lax.split(p, (1,) * depth, axis=0)], state)
+    outer, inner = jax.tree.structure(state), jax.tree.structure([0] * depth)
+    for index, params in enumerate(jax.tree.transpose(outer, inner, columns)):
+        x, _ = body(x, (jnp.asarray(index), params))
+    return x
