@@ -57,9 +57,10 @@ class CompiledStep:
 
     ``CompiledStep(train_step, mesh, state_shardings, donate=True)`` returns new states in the state's own shardings;
     ``CompiledStep(eval_step, mesh, variable_shardings)`` returns whatever ``fn`` does, on every device.  Arguments
-    after the batch (a teacher, a batch number) keep the shardings they come with.
+    after the batch (a teacher, a batch number) keep their mesh shardings, or go to every device.
 
     Attributes:
+      mesh: where it runs.
       reports: one ``CompileReport`` per executable, in the order of compilation.
     """
 
@@ -73,7 +74,7 @@ class CompiledStep:
         on_compile: Callable[[CompileReport], None] | None = None,
     ) -> None:
         self.reports: list[CompileReport] = []
-        self._mesh = mesh
+        self.mesh = mesh
         self._state_shardings = state_shardings
         self._fn = fn
         self._donate = donate
@@ -105,19 +106,24 @@ class CompiledStep:
 
     def _build(self, state: Any, batch: Mapping[str, Any], rest: tuple[Any, ...]) -> tuple[Any, CompileReport]:
         start = time.perf_counter()
-        everywhere = NamedSharding(self._mesh, P())
-        kept = [jax.tree.map(lambda x: getattr(x, "sharding", None) or everywhere, r) for r in rest]
+        everywhere = NamedSharding(self.mesh, P())
+        kept = [jax.tree.map(lambda x: _placed(x) or everywhere, r) for r in rest]
         jitted = jax.jit(
             self._fn,
-            in_shardings=(self._state_shardings, batch_shardings(batch, self._mesh), *kept),
+            in_shardings=(self._state_shardings, batch_shardings(batch, self.mesh), *kept),
             out_shardings=(self._state_shardings, everywhere) if self._donate else everywhere,
             donate_argnums=(0,) if self._donate else (),
         )
-        with jax.set_mesh(self._mesh), warnings.catch_warnings(record=True) as caught:
+        with jax.set_mesh(self.mesh), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             executable = jitted.lower(_abstract(state), _abstract(batch), *map(_abstract, rest)).compile()
         unused = "; ".join(str(w.message).split("\n")[0] for w in caught if "donated" in str(w.message))
         return executable, _report(executable, batch, time.perf_counter() - start, unused)
+
+
+def _placed(x: Any) -> NamedSharding | None:
+    sharding = getattr(x, "sharding", None)
+    return sharding if isinstance(sharding, NamedSharding) else None
 
 
 def _abstract(tree: Any) -> Any:

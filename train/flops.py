@@ -16,7 +16,6 @@ PEAKS = {
     "TPU v5": 459e12,
     "TPU v5p": 459e12,
     "TPU v6 lite": 918e12,
-    "TPU7x": 2307e12,
     "NVIDIA B200": 2250e12,
     "NVIDIA H200": 989e12,
     "NVIDIA H100 PCIe": 756e12,

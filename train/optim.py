@@ -40,6 +40,7 @@ class OptimSpec:
     eps: float = 1e-8
     momentum: float = 0.95  # of muon and sgd
     muon_scale: str = "rms"  # rms | shape, see train/muon.py
+    muon_lr_ratio: float = 1.0  # learning rate of Muon's matrices / lr
     weight_decay: float = 0.0
     decay_match: str = ".*"
     clip_norm: float = 1.0
@@ -106,13 +107,14 @@ class Optimizer:
             new_state[group.name] = {}
             for rule, paths in group.rules.items():
                 transform = _transform(rule, group.spec)
+                rate = lr * group.spec.muon_lr_ratio if rule == "muon" else lr
                 raw: Any
                 raw, new_state[group.name][rule] = transform.update(
                     _subset(flat_grads, paths), state[group.name][rule], _subset(flat_params, paths)
                 )
                 for path, u in flatten(raw).items():
                     decay = group.spec.weight_decay if path in group.decayed else 0.0
-                    updates[path] = -lr * (u + decay * flat_params[path] if decay else u)
+                    updates[path] = -rate * (u + decay * flat_params[path] if decay else u)
         return unflatten({path: updates[path] for path in flat_params}), new_state, info
 
     def _clip(self, grads: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
@@ -196,9 +198,9 @@ def _resolve(
     name: str, spec: OptimSpec, paths: Sequence[str], flat: Mapping[str, Any], steps: int, axes: AxisRules
 ) -> Group:
     decays = _compile("optim.decay_match", spec.decay_match)
+    if spec.weight_decay and not any(decays.fullmatch(path) for path in flat):
+        raise UserError(_nothing(f"optim.decay_match={spec.decay_match!r}", flat))
     decayed = frozenset(path for path in paths if spec.weight_decay and decays.fullmatch(path))
-    if spec.weight_decay and spec.decay_match and not decayed:
-        raise UserError(_nothing(f"optim.decay_match={spec.decay_match!r}", paths))
     rules: dict[str, list[str]] = {}
     for path in paths:
         rule = spec.optimizer
@@ -263,15 +265,13 @@ def _nothing(what: str, paths: Any) -> str:
 
 
 def _report(groups: Sequence[Group], flat: Mapping[str, Any]) -> str:
-    """One line per parameter: group, rule, decay or not; a line of totals per group first."""
-    lines, rows = [], []
+    """A line of totals per group and rule, then one line per parameter: path, group, rule, decay or not."""
+    totals, rows = [], []
     for g in groups:
         for rule, paths in g.rules.items():
-            count = sum(int(flat[path].size) for path in paths)
-            total = f"{readable(count, '').strip()} parameters in {len(paths)} arrays"
-            lines.append(f"group {g.name}: {total} by {rule}, peak lr {g.spec.lr:g}")
+            count = readable(sum(int(flat[path].size) for path in paths), "").strip()
+            totals.append(f"group {g.name}: {count} parameters in {len(paths)} arrays by {rule}, peak lr {g.spec.lr:g}")
             rows += [(path, g.name, rule, "decay" if path in g.decayed else "no decay") for path in paths]
-    width = max(len(row[0]) for row in rows)
-    return "\n".join(
-        lines + [f"  {path:<{width}}  {name}  {rule}  {decay}" for path, name, rule, decay in sorted(rows)]
-    )
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in sorted(rows)]
+    return "\n".join(totals + lines)

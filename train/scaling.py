@@ -4,47 +4,35 @@ Master parameters, gradients' accumulators, the optimiser and all averages are f
 run on a copy of the parameters in the compute type, made once per step.  bfloat16 has float32's range: no scale.
 """
 
-import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from data.errors import UserError
-from train.trees import map_with_path
+from models.ops.precision import cast_floating
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 INITIAL_SCALE = 2.0**16
 LARGEST_SCALE = 2.0**24
 GROWTH_INTERVAL = 2000  # finite steps before the scale doubles, as in torch.amp.GradScaler
 
 
-def compute_dtype(precision: str) -> Any:
-    """The compute type by its config name.
-
-    Raises:
-      UserError: unknown name.
-    """
-    if precision not in DTYPES:
-        raise UserError(f"precision.compute={precision!r} is not known; choose one of {', '.join(DTYPES)}")
-    return DTYPES[precision]
+def check(precision: str) -> None:
+    """Raises ``UserError`` unless ``precision`` is one a step can compute in."""
+    if precision not in PRECISIONS:
+        raise UserError(f"precision.compute={precision!r} is not known; choose one of {', '.join(PRECISIONS)}")
 
 
-def cast(params: Any, precision: str, keep: str = "") -> Any:
-    """Float parameters in the compute type; those whose whole path matches the regex ``keep`` stay float32."""
-    dtype = compute_dtype(precision)
-
-    def leaf(path: str, p: jax.Array) -> jax.Array:
-        stays = not jnp.issubdtype(p.dtype, jnp.floating) or (keep and re.fullmatch(keep, path))
-        return p if stays else p.astype(dtype)
-
-    return params if precision == "float32" else map_with_path(leaf, params)
+def cast(params: Any, precision: str) -> Any:
+    """The parameters in the compute type; the very same arrays when that is float32."""
+    return params if precision == "float32" else cast_floating(params, precision)
 
 
 def init(precision: str) -> dict[str, jax.Array]:
     """``{"scale": float32, "streak": int32}``; always there, so a checkpoint's tree does not depend on precision."""
-    compute_dtype(precision)
+    check(precision)
     scale = INITIAL_SCALE if precision == "float16" else 1.0
     return {"scale": jnp.asarray(scale, jnp.float32), "streak": jnp.zeros((), jnp.int32)}
 

@@ -29,7 +29,6 @@ def make_train_step(
     ema: Sequence[EmaSpec] = (),
     accumulate: int = 1,
     precision: str = "float32",
-    keep_float32: str = "",
     skip_nonfinite: bool = True,
     mesh: Mesh | None = None,
     param_shardings: Any = None,
@@ -39,7 +38,6 @@ def make_train_step(
     Args:
       accumulate: microbatches per update; the result does not depend on it.
       precision: compute type of forward and backward; float16 brings dynamic loss scaling.
-      keep_float32: path regex of parameters that are never cast.
       skip_nonfinite: leave parameters, optimiser, averages and statistics untouched when a gradient is not finite.
       mesh, param_shardings: where microbatches and gradients live; without them XLA decides.
 
@@ -47,6 +45,7 @@ def make_train_step(
     ``lr`` (and ``lr/<group>``), ``finite``, ``skipped``, ``skipped_row`` and, in float16, ``loss_scale``.  A step that
     was skipped adds nothing to the pairs.
     """
+    scaling.check(precision)
     fp16 = precision == "float16"
 
     def constrain(tree: Any) -> Any:
@@ -61,7 +60,7 @@ def make_train_step(
 
         result = gradients(
             loss_fn,
-            scaling.cast(state.params, precision, keep_float32),
+            scaling.cast(state.params, precision),
             state.stats,
             batch,
             microbatches=accumulate,
@@ -101,7 +100,7 @@ def make_train_step(
     return step
 
 
-def make_eval_step(task: Task, *, seed: int, precision: str = "float32", keep_float32: str = "") -> EvalStep:
+def make_eval_step(task: Task, *, seed: int, precision: str = "float32") -> EvalStep:
     """Builds ``evaluate(variables, batch, number) -> {name: (sum, weight)}``; add up over batches with
     ``metrics.merge``.
 
@@ -109,8 +108,10 @@ def make_eval_step(task: Task, *, seed: int, precision: str = "float32", keep_fl
     evaluation set, so every evaluation draws the same noise for the same row.
     """
 
+    scaling.check(precision)
+
     def evaluate(variables: Variables, batch: Batch, number: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
-        cast = {"params": scaling.cast(variables["params"], precision, keep_float32), "stats": variables["stats"]}
+        cast = {"params": scaling.cast(variables["params"], precision), "stats": variables["stats"]}
         return task.evaluate(cast, batch, rng.stream(seed, "evaluate", number))
 
     return evaluate

@@ -1,6 +1,6 @@
 """A small task for tests of the training side: variable lengths, two unequal loss terms, per-example noise."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train import rng
+from train import rng, sharding
+from train.compile import CompiledStep
+from train.ema import EmaSpec
+from train.mesh import build_mesh
+from train.optim import OptimSpec, make_optimizer
+from train.state import TrainState, create
+from train.step import make_train_step
 from train.task import LossOutput, StepContext, Term, Variables
 
 
@@ -123,3 +129,58 @@ class ToyTask:
         b, t = shapes["x"].shape[:2]
         per_frame = 2 * self.dim * self.hidden + self.layers * 4 * self.hidden**2
         return 6.0 * b * t * per_frame
+
+
+SPEC = OptimSpec(lr=1e-2, weight_decay=0.01, schedule="linear", warmup_steps=2)
+EMAS = (EmaSpec(0.9), EmaSpec(0.99, update_after_step=1))
+
+
+def assemble(
+    task: Any,
+    sizes: Mapping[str, int] | None = None,
+    *,
+    devices: int = 1,
+    spec: OptimSpec = SPEC,
+    ema: Sequence[EmaSpec] = EMAS,
+    accumulate: int = 1,
+    precision: str = "float32",
+    skip_nonfinite: bool = True,
+) -> tuple[CompiledStep, TrainState]:
+    """The compiled step of a task on a mesh and its first state, put together as ``train/run.py`` does."""
+    mesh = build_mesh(sizes, jax.devices()[:devices])
+    params = jax.eval_shape(task.init, jax.random.key(0))["params"]
+    optimizer = make_optimizer(spec, params, steps=10, axes=task.axes())
+    specs, _ = sharding.param_specs(task.axes(), params, mesh)
+
+    def fresh() -> TrainState:
+        return create(task, optimizer, seed=3, ema=ema, precision=precision)
+
+    placed = sharding.state_shardings(jax.eval_shape(fresh), specs, mesh)
+    step = make_train_step(
+        task,
+        optimizer,
+        seed=3,
+        ema=ema,
+        accumulate=accumulate,
+        precision=precision,
+        skip_nonfinite=skip_nonfinite,
+        mesh=mesh,
+        param_shardings=placed.params,
+    )
+    return CompiledStep(step, mesh, placed, donate=True), sharding.init_sharded(fresh, placed)
+
+
+def run(step: CompiledStep, state: TrainState, batches: Sequence[Mapping[str, Any]]) -> tuple[TrainState, list[Any]]:
+    """State after the batches and the metrics of each step, on the host."""
+    history = []
+    for batch in batches:
+        state, metrics = step(state, jax.device_put(dict(batch), sharding.batch_shardings(batch, step.mesh)))
+        history.append(jax.device_get(metrics))
+    return state, history
+
+
+def assert_close(left: Any, right: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
+    """Every leaf of two trees equal to a tolerance, with the path of the first that is not."""
+    pairs = zip(jax.tree_util.tree_leaves_with_path(left), jax.tree.leaves(right), strict=True)
+    for (path, x), y in pairs:
+        np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol, atol, err_msg=jax.tree_util.keystr(path))
