@@ -92,3 +92,8 @@ def infill(
         guide = ClassifierFree(denoise, condition, null, weight)
     result = sample(guide, noise, grid, solver=solver, keep=keep)
     return Infilled(jnp.where(known, clip, result.x), result.states, result.ledger)
+
+
+def least_frames(asked: np.ndarray, symbols: np.ndarray, known: np.ndarray, most: int = 65536) -> np.ndarray:
+    """Frames of each row [b]: as ``asked``, but more than its text symbols and its known frames, up to ``most``."""
+    return np.minimum(np.maximum(np.maximum(symbols, known) + 1, asked), most).astype(np.int32)
