@@ -60,7 +60,8 @@ class CompiledStep:
     after the batch (a teacher, a batch number) keep their mesh shardings, or go to every device.
 
     Attributes:
-      mesh: where it runs.
+      fn, mesh, state_shardings: as given.
+      on_compile: called with every new report.
       reports: one ``CompileReport`` per executable, in the order of compilation.
     """
 
@@ -75,10 +76,10 @@ class CompiledStep:
     ) -> None:
         self.reports: list[CompileReport] = []
         self.mesh = mesh
-        self._state_shardings = state_shardings
-        self._fn = fn
+        self.state_shardings = state_shardings
+        self.fn = fn
         self._donate = donate
-        self._on_compile = on_compile
+        self.on_compile = on_compile
         self._executables: dict[Any, Any] = {}
 
     @property
@@ -92,8 +93,8 @@ class CompiledStep:
         if key not in self._executables:
             self._executables[key], report = self._build(state, batch, rest)
             self.reports.append(report)
-            if self._on_compile:
-                self._on_compile(report)
+            if self.on_compile:
+                self.on_compile(report)
         return self.reports[list(self._executables).index(key)]
 
     def __call__(self, state: Any, batch: Mapping[str, Any], *rest: Any) -> Any:
@@ -109,9 +110,9 @@ class CompiledStep:
         everywhere = NamedSharding(self.mesh, P())
         kept = [jax.tree.map(lambda x: _placed(x) or everywhere, r) for r in rest]
         jitted = jax.jit(
-            self._fn,
-            in_shardings=(self._state_shardings, batch_shardings(batch, self.mesh), *kept),
-            out_shardings=(self._state_shardings, everywhere) if self._donate else everywhere,
+            self.fn,
+            in_shardings=(self.state_shardings, batch_shardings(batch, self.mesh), *kept),
+            out_shardings=(self.state_shardings, everywhere) if self._donate else everywhere,
             donate_argnums=(0,) if self._donate else (),
         )
         with jax.set_mesh(self.mesh), warnings.catch_warnings(record=True) as caught:
