@@ -36,7 +36,7 @@ class Row:
     def __str__(self) -> str:
         verdict = "ok" if self.passed else "FAILED"
         note = f"  {self.note}" if self.note else ""
-        return f"{self.name:<58} {self.mode:<9} {self.error:9.2e} {self.tolerance:9.2e}  {verdict}{note}"
+        return f"{self.name:<76} {self.mode:<9} {self.error:9.2e} {self.tolerance:9.2e}  {verdict}{note}"
 
 
 class Report:
@@ -76,7 +76,7 @@ class Report:
         try:
             yield
         except (ValueError, KeyError, TypeError, ArithmeticError, NotImplementedError) as error:
-            self.add(Row(name, mode, np.inf, 0.0, f"{type(error).__name__}: {str(error)[:200]}"))
+            self.add(Row(name, mode, np.inf, 0.0, f"{type(error).__name__}: {str(error)[:400]}"))
 
     @property
     def failed(self) -> list[Row]:

@@ -106,8 +106,12 @@ class FlowMatching:
         drops = u[:, 3:5]
         if self.drop_per == "batch":
             drops = jnp.broadcast_to(jax.random.uniform(drop_key, (2,)), drops.shape)
-        both = drops[:, 1] < self.drop_both
-        return Draws(noise, self._times(time_key, index, u[:, 2]), span, (drops[:, 0] < self.drop_audio) | both, both)
+        return Draws(noise, self._times(time_key, index, u[:, 2]), span, *self.drops(drops[:, 0], drops[:, 1]))
+
+    def drops(self, u_audio: jax.Array, u_both: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(drop audio, drop text) for uniform numbers: the second drops both."""
+        both = u_both < self.drop_both
+        return (u_audio < self.drop_audio) | both, both
 
     def _times(self, key: jax.Array, index: jax.Array, own: jax.Array) -> jax.Array:
         if self.time == "release":
