@@ -55,7 +55,7 @@ def base() -> ConfigDict:
 
     # Intervals are in updates; 0 = never.
     c.log = ConfigDict({"every": 10, "tensorboard": False})
-    c.evaluation = ConfigDict({"every": 500, "batches": 0})  # batches 0 = the whole held-out set
+    c.evaluation = ConfigDict({"every": 500, "batches": 0, "params": "ema"})  # batches 0 = all; params: ema | raw
     c.sample = ConfigDict({"every": 0})
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 500

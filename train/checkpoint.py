@@ -134,19 +134,21 @@ class CheckpointStore:
         """Steps whose writing came to its end, oldest first."""
         return [step for step in step_folders(self.folder) if integrity.sealed(self.folder / str(step))]
 
-    def restore(self, abstract: Tree) -> tuple[Tree, dict[str, Any]] | None:
-        """The newest sound checkpoint, or None where there has never been one.
+    def exists(self) -> bool:
+        """Whether anything was ever saved here, sound or not."""
+        return bool(step_folders(self.folder))
+
+    def restore(self, abstract: Tree) -> tuple[Tree, dict[str, Any]]:
+        """The newest sound checkpoint; damaged ones on the way are set aside, loudly.
 
         Args:
           abstract: ``ShapeDtypeStruct`` leaves with the shardings of *today's* mesh; the mesh it was saved on does not
             matter.
 
         Raises:
-          UserError: all checkpoints are damaged, or the newest sound one holds another model.
+          UserError: there is none, all are damaged, or the newest sound one holds another model.
         """
-        step = self._agree(_newest_sound(self.folder, set_aside=True) if jax.process_index() == 0 else None)
-        if step is None:
-            return None
+        step = self._choose()
         folder = self.folder / str(step)
         meta = read_meta(folder)
         _compare(folder, meta["arrays"], abstract, complete=True)
@@ -188,12 +190,24 @@ class CheckpointStore:
             if not integrity.sealed(rest):
                 shutil.rmtree(rest, ignore_errors=True)
 
-    def _agree(self, step: int | None) -> int | None:
-        """Process 0's choice, in every process."""
-        if jax.process_count() == 1:
-            return step
-        chosen = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step)))
-        return None if chosen < 0 else chosen
+    def _choose(self) -> int:
+        """Process 0 looks and moves; all processes get its choice."""
+        step, failure = -1, UserError(f"process 0 found no checkpoint in {self.folder} that can be used")
+        if jax.process_index() == 0:
+            try:
+                step, damaged = _newest_sound(self.folder)
+                for other in damaged:
+                    aside = self.folder / f"{other}.damaged"
+                    shutil.rmtree(aside, ignore_errors=True)
+                    (self.folder / str(other)).rename(aside)
+                    log.warning("checkpoint %s was renamed to %s", self.folder / str(other), aside.name)
+            except UserError as error:
+                failure = error
+        if jax.process_count() > 1:
+            step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+        if step < 0:
+            raise failure
+        return step
 
 
 class CheckpointError(UserError):
@@ -220,9 +234,7 @@ def restore_variables(
     """
     store = Path(workdir).absolute() / "checkpoints"
     if step is None:
-        step = _newest_sound(store, set_aside=False)
-        if step is None:
-            raise UserError(f"{workdir} has no checkpoint; train into it first, or name a folder that has checkpoints/")
+        step, _ = _newest_sound(store)
     elif wrong := integrity.problem(store / str(step)):
         raise UserError(f"checkpoint {store / str(step)} cannot be used: {wrong}")
     folder = store / str(step)
@@ -301,27 +313,21 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def _newest_sound(folder: Path, set_aside: bool) -> int | None:
-    wrong: list[str] = []
+def _newest_sound(folder: Path) -> tuple[int, list[int]]:
+    """The newest step that is as it was sealed, and the damaged ones after it."""
+    wrong: dict[int, str] = {}
     for step in reversed(step_folders(folder)):
         path = folder / str(step)
         if (problem := integrity.problem(path)) is None:
             if wrong:
-                log.warning("using checkpoint %s instead", path)
-            return step
-        wrong.append(f"{step}: {problem}")
+                log.warning("going back to checkpoint %s", path)
+            return step, list(wrong)
+        wrong[step] = problem
         log.warning("checkpoint %s cannot be used: %s", path, problem)
-        if set_aside:
-            aside = path.with_name(f"{step}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-            log.warning("it was renamed to %s", aside)
     if wrong:
-        raise UserError(
-            f"no checkpoint in {folder} can be used ({'; '.join(wrong)}); "
-            "restore the files from a copy, or start again in another folder"
-        )
-    return None
+        found = "; ".join(f"{step}: {problem}" for step, problem in wrong.items())
+        raise UserError(f"no checkpoint in {folder} can be used ({found}); restore a copy of it, or use another folder")
+    raise UserError(f"{folder.parent} has no checkpoint; train into it first, or name a folder that has checkpoints/")
 
 
 def _compare(folder: Path, stored: Mapping[str, Any], abstract: Tree, complete: bool) -> None:

@@ -17,7 +17,7 @@ def build(section: Mapping[str, Any], where: str, **given: Any) -> Any:
 
     Args:
       section: has ``type`` = "module:Class"; its other keys are constructor arguments.
-      where: the section's place, for messages: ``"data"`` is ``config.data``.
+      where: the section's place, for messages: ``"data"`` is ``config.data``, ``""`` is all of it.
       given: what the run offers to every component (seed, folders, …); passed on where the constructor names it.
 
     Raises:
@@ -45,7 +45,7 @@ def call(target: Callable[..., Any], section: Mapping[str, Any], where: str, **g
     _refuse_unknown(target, section, where)
     twice = sorted(set(section) & set(given))
     if twice:
-        raise UserError(f"config.{where}.{twice[0]} is set by the run itself; remove it from the config")
+        raise UserError(f"config{_dot(where)}.{twice[0]} is set by the run itself; remove it from the config")
     missing = [
         name
         for name, p in parameters(target).items()
@@ -53,7 +53,7 @@ def call(target: Callable[..., Any], section: Mapping[str, Any], where: str, **g
         if name not in section and name not in given
     ]
     if missing:
-        raise UserError(f"config.{where} needs the key(s) {', '.join(missing)} for {_name(target)}")
+        raise UserError(f"config{_dot(where)} needs the key(s) {', '.join(missing)} for {_name(target)}")
     return target(**section, **given)
 
 
@@ -65,16 +65,16 @@ def load(path: str, where: str) -> Any:
     """
     module_name, _, name = str(path).partition(":")
     if not module_name or not name:
-        raise UserError(f'config.{where}.type is {path!r}; expected "module:Class", for example "models.dit:DiT"')
+        raise UserError(f'config{_dot(where)}.type is {path!r}; expected "module:Class", for example "models.dit:DiT"')
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and not (module_name == error.name or module_name.startswith(f"{error.name}.")):
             raise  # the module is there; something that it imports is not
-        raise UserError(f"config.{where}.type is {path!r}; there is no module {module_name!r}") from None
+        raise UserError(f"config{_dot(where)}.type is {path!r}; there is no module {module_name!r}") from None
     if not hasattr(module, name):
         public = [n for n, v in vars(module).items() if inspect.isclass(v) and v.__module__ == module_name]
-        raise UserError(f"config.{where}.type is {path!r}; {module_name} has {', '.join(public) or 'no classes'}")
+        raise UserError(f"config{_dot(where)}.type is {path!r}; {module_name} has {', '.join(public) or 'no classes'}")
     return getattr(module, name)
 
 
@@ -83,13 +83,29 @@ def parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(target).parameters
 
 
+def check_keys(section: Mapping[str, Any], where: str, *keys: str) -> None:
+    """A key too many or too few is an error."""
+    for key in section:
+        if key not in keys:
+            raise UserError(f"config{_dot(where)}.{key} is not a key; config{_dot(where)} has {', '.join(keys)}")
+    for key in keys:
+        if key not in section:
+            raise UserError(f"config{_dot(where)} needs the key {key}")
+
+
 def _refuse_unknown(target: Callable[..., Any], section: Mapping[str, Any], where: str) -> None:
     takes = parameters(target)
     if any(p.kind is p.VAR_KEYWORD for p in takes.values()):
         return
     unknown = [key for key in section if key not in takes]
     if unknown:
-        raise UserError(f"config.{where}.{unknown[0]} is not a key of {_name(target)}; it takes {', '.join(takes)}")
+        raise UserError(
+            f"config{_dot(where)}.{unknown[0]} is not a key of {_name(target)}; it takes {', '.join(takes)}"
+        )
+
+
+def _dot(where: str) -> str:
+    return f".{where}" if where else ""
 
 
 def _name(target: Callable[..., Any]) -> str:

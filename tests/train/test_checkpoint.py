@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +119,11 @@ def test_all_steps_damaged_is_an_error_not_a_fresh_start(tmp_path):
     _damage(store.folder / "4", "flipped byte")
     with pytest.raises(UserError, match=r"no checkpoint.*can be used.*have changed"):
         store.restore(_abstract(_tree(4), _mesh(8)))
-    assert CheckpointStore(tmp_path / "nothing").restore({}) is None
+    assert store.exists() and (store.folder / "4").is_dir(), "a second attempt must not start afresh either"
+    nothing = CheckpointStore(tmp_path / "nothing")
+    assert not nothing.exists()
+    with pytest.raises(UserError, match="has no checkpoint"):
+        nothing.restore({})
 
 
 def test_another_model_or_dtype_is_refused_with_the_first_differences(tmp_path):
@@ -181,7 +186,8 @@ def test_a_failed_save_is_reported_once_and_leaves_the_earlier_ones(tmp_path, mo
 
     monkeypatch.setattr(integrity, "seal", full)
     store.save(2, _tree(2), {})
-    store._sealing.join()
+    while store._failure is None:
+        time.sleep(0.01)
     with pytest.raises(checkpoint.CheckpointError, match=r"checkpoints/2 .*No space left.*intact checkpoints: 1"):
         store.check()
     store.check()
