@@ -4,12 +4,13 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from data import pipeline
 from data.errors import UserError
 from train import flops
 from train import state as states
@@ -18,7 +19,7 @@ from train.checkpoint import CheckpointStore, restore_variables
 from train.compile import CompiledStep, enable_compile_cache
 from train.components import call
 from train.console import Console
-from train.feed import DeviceFeed, HostBatch, host_view, place
+from train.feed import DeviceFeed, host_view, place
 from train.hooks import Evaluate, Sample, Save
 from train.loop import fit
 from train.mesh import build_mesh, describe
@@ -110,7 +111,7 @@ def train(
             save,
             profiler,
         ]
-        feed = DeviceFeed(_batches(data, start), put)
+        feed = DeviceFeed(pipeline.loader(data.train, start), put)
         closing.callback(feed.close)
         with Preemption(agree_every=cfg.log["every"]) as preemption:
             _, stop = fit(
@@ -157,14 +158,6 @@ def _foreign(parts: Parts, folder: str | Path, workdir: Path, console: Console) 
             f"warning: {', '.join(changed)} differ between {theirs} and this run: inputs may mean other things"
         )
     return variables
-
-
-def _batches(data: Data, start: int) -> Iterator[HostBatch]:
-    """Host batches from a step on."""
-    step = start
-    while True:
-        yield data.train[step]
-        step += 1
 
 
 def _writers(cfg: RunConfig, workdir: Path, start: int) -> Writers:

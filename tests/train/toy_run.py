@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ class ToyRunTask(ToyTask):
 class ToyData:
     """Batches of two lengths.
 
-    The environment variable TOY_SIGNAL="9@13" sends this process signal 9 when batch 13 is asked for.
+    The environment variable TOY_SIGNAL="9@13" sends this process signal 9 when batch 13 is asked for, and not before
+    the file TOY_AWAIT is there.
 
     Args:
       rows: of the global batch.
@@ -51,6 +53,9 @@ class ToyData:
         bad = 0 <= self._bad_from <= step
         return self._local(self._task.make_batch(step + 100 * self._seed, bad=bad, length=4 if step % 3 == 2 else 8))
 
+    def __len__(self) -> int:
+        return sys.maxsize
+
     def write_assets(self, folder: str) -> None:
         """One number."""
         (Path(folder) / "toy.json").write_text(json.dumps({"dim": self._task.dim}))
@@ -65,5 +70,8 @@ class ToyData:
 def _maybe_strike(step: int) -> None:
     number, _, at = os.environ.get("TOY_SIGNAL", "").partition("@")
     if at and step == int(at):
+        awaited, patience = Path(os.environ.get("TOY_AWAIT", "/")), time.monotonic() + 60
+        while not awaited.exists() and time.monotonic() < patience:
+            time.sleep(0.01)
         os.kill(os.getpid(), int(number))
         time.sleep(1.0)  # the handler runs in the main thread; the run must not be over before
