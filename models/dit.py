@@ -1,7 +1,7 @@
 """F5-TTS: a diffusion transformer that fills in masked mel frames given text (arXiv:2410.06885).
 
-Shapes: b batch, t mel frames, nt text symbols, m mel bins.  A batch is padded to one length; with ``padding="exact"`` the
-result of every row equals that row run alone.
+Shapes: b batch, t mel frames, nt text symbols, m mel bins. A batch is padded to one length; with ``padding="exact"``
+the result of every row equals that row run alone.
 """
 
 from typing import Literal
@@ -183,9 +183,7 @@ class DiT(nnx.Module):
             )
 
         self.blocks = stacked(block, depth, rngs)
-        self.long_skip = (
-            linear(2 * dim, dim, rngs=rngs, dtype=dtype, use_bias=False) if long_skip_connection else None
-        )
+        self.long_skip = linear(2 * dim, dim, rngs=rngs, dtype=dtype, use_bias=False) if long_skip_connection else None
         self.modulation = linear(dim, 2 * dim, rngs=rngs, dtype=dtype, zero=True)
         self.output = linear(dim, mel_dim, rngs=rngs, dtype=dtype, zero=True)
         self.mask_keys = self.exact or attn_mask_enabled
@@ -241,12 +239,7 @@ class DiT(nnx.Module):
         mask = MaskSpec(kv_lengths=lengths) if self.mask_keys else MaskSpec()
         phases = rope_phases(jnp.arange(t), self.dim_head)
         time = jax.nn.silu(self.time(jnp.broadcast_to(jnp.asarray(time, jnp.float32), (b,))))
-        drop_audio = jnp.broadcast_to(jnp.asarray(drop_audio, bool), (b,))
-        cond = jnp.where(drop_audio[:, None, None], 0, cond)
-
-        x = self.input(jnp.concatenate([a.astype(self.dtype) for a in (x, cond, text_emb)], -1))
-        x = x + self.position(x, inside)
-        skip = x
+        x = skip = self.embed(x, cond, text_emb, inside, drop_audio)
 
         def layer(block, x, index):
             return block(x, time, phases, mask, inside, split_key(key, index))
@@ -254,7 +247,18 @@ class DiT(nnx.Module):
         x = run_stack(self.blocks, x, layer, scan=self.scan, remat=self.remat)
         if self.long_skip is not None:
             x = self.long_skip(jnp.concatenate([x, skip], -1))
-        scale, shift = jnp.split(self.modulation(time)[:, None], 2, -1)  # this order, unlike the blocks'
-        x = self.output(layer_norm(x) * (1 + scale) + shift)
+        x = self.output(self.modulate(x, time))
         x = x.astype(accumulation_dtype(x.dtype))
         return zero_outside(x, inside) if self.exact else x
+
+    def embed(self, x, cond, text_emb, inside, drop_audio) -> jax.Array:
+        """What enters the blocks, [b, t, dim]: the three signals side by side, projected, plus their positions."""
+        drop_audio = jnp.broadcast_to(jnp.asarray(drop_audio, bool), x.shape[:1])
+        cond = jnp.where(drop_audio[:, None, None], 0, cond)
+        x = self.input(jnp.concatenate([a.astype(self.dtype) for a in (x, cond, text_emb)], -1))
+        return x + self.position(x, inside)
+
+    def modulate(self, x: jax.Array, time: jax.Array) -> jax.Array:
+        """The last norm, scaled and shifted by the time embedding [b, dim] after SiLU."""
+        scale, shift = jnp.split(self.modulation(time)[:, None], 2, -1)  # this order, unlike the blocks'
+        return layer_norm(x) * (1 + scale) + shift

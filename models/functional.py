@@ -1,7 +1,8 @@
 """The one place where Flax NNX modules become plain functions on plain dicts.
 
-Everything outside a module (train step, sharding, checkpoints, samplers, export) sees ``{"params": ..., "stats": ...}``: nested
-dicts of arrays with string keys.  NNX itself runs only while JAX traces, so its object graph costs nothing per step.
+Everything outside a module (train step, sharding, checkpoints, samplers, export) sees ``{"params": ..., "stats":
+...}``: nested dicts of arrays with string keys. NNX itself runs only while JAX traces, so its object graph costs
+nothing per step.
 """
 
 import dataclasses
@@ -59,7 +60,7 @@ def _collection(variable: nnx.Variable) -> str:
         return "params"
     if isinstance(variable, nnx.RngState):
         # A key in the state would be saved, averaged and differentiated; dropout takes its key as an argument instead.
-        raise ValueError("modules may not hold random state: pass `key` to the call and drop nnx.Rngs from the attributes")
+        raise ValueError("modules may not hold random state: pass `key` to the call, keep no nnx.Rngs")
     return "stats"
 
 

@@ -1,7 +1,7 @@
 """Public F5-TTS checkpoints <-> our parameters.
 
-A release holds ``initted``, ``step`` and ``ema_model.transformer.*`` in PyTorch layout.  Names and shapes do not tell v0 from v1
-(``text_mask_padding``, ``pe_attn_head``): those options come from the config, not from the file.
+A release holds ``initted``, ``step`` and ``ema_model.transformer.*`` in PyTorch layout. Names and shapes do not tell
+v0 from v1 (``text_mask_padding``, ``pe_attn_head``): those options come from the config, not from the file.
 """
 
 import dataclasses
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 PREFIX = "ema_model.transformer."
-IGNORED = re.compile(r"initted|step|(ema_model\.)?mel_spec\..*|.*rotary_embed\.inv_freq")  # counters and derived buffers
+# Counters, and buffers that are computed again.
+IGNORED = re.compile(r"initted|step|(ema_model\.)?mel_spec\..*|.*rotary_embed\.inv_freq")
 
 # Our path (``#`` = layer, stacked along the first axis on our side) -> official name.
 NAMES: dict[str, str] = {
@@ -104,7 +105,7 @@ def from_official(tensors: Mapping[str, np.ndarray], abstract: Mapping[str, Any]
     problems += [f"unexpected {name}" for name in sorted(set(tensors) - used - set(dropped))]
     if problems:
         shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
-        raise ValueError(f"the checkpoint does not fit the configured model: {shown}. Check depth, widths and vocabulary")
+        raise ValueError(f"the checkpoint does not fit the model: {shown}. Check depth, widths and vocabulary")
     return params, Report(tuple(sorted(used)), tuple(dropped))
 
 

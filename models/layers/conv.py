@@ -1,7 +1,7 @@
 """Convolutions over time, [b, t, channels].
 
-XLA's grouped convolutions on CPU are slow, above all in the backward pass.  On CPU they are therefore written as sums of
-shifted products or as batched matrix products; the results equal ``lax.conv`` up to rounding.
+XLA's grouped convolutions on CPU are slow, above all in the backward pass. On CPU they are therefore written as sums
+of shifted products or as batched matrix products; the results equal ``lax.conv`` up to rounding.
 """
 
 import math
@@ -101,14 +101,14 @@ def zero_outside(x: jax.Array, mask: jax.Array | None) -> jax.Array:
 
 
 class ConvPositionEmbedding(nnx.Module):
-    """Two grouped convolutions, each followed by Mish: relative position from the signal itself (wav2vec 2.0's idea)."""
+    """Two grouped convolutions, each followed by Mish: relative position from the signal itself (wav2vec 2.0)."""
 
     def __init__(self, dim: int, *, width: int = 31, groups: int = 16, dtype: DTypeLike, rngs: nnx.Rngs):
         self.first = Conv1D(dim, dim, width, groups=groups, dtype=dtype, rngs=rngs)
         self.second = Conv1D(dim, dim, width, groups=groups, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """x [b, t, dim], mask [b, t] bool: frames outside are zero at the input of both convolutions and in the result."""
+        """x [b, t, dim], mask [b, t] bool: frames outside are zero before both convolutions and in the result."""
         x = zero_outside(x, mask)
         for conv in (self.first, self.second):
             x = mish(zero_outside(conv(x), mask))  # mish(0) = 0

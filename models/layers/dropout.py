@@ -9,8 +9,8 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
     Args:
       x: [b, ...].
-      key: one key for the whole array, or one per row [b].  With keys per row, a row's mask depends neither on the other rows
-        nor on padding behind its end, so batching, sharding and accumulation leave it alone.
+      key: one key for the whole array, or one per row [b]. With keys per row, a row's mask depends neither on the
+        other rows nor on padding behind its end, so batching, sharding and accumulation leave it alone.
     """
     if key is None or rate == 0.0:
         return x

@@ -1,4 +1,4 @@
-"""Dense layers and tables with PyTorch's initial distributions, so that training starts where the published recipes start."""
+"""Dense layers and tables with PyTorch's initial distributions: training starts where published recipes start."""
 
 import math
 
@@ -21,7 +21,7 @@ def uniform_init(fan_in: int):
 def linear(
     din: int, dout: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32, use_bias: bool = True, zero: bool = False
 ) -> nnx.Linear:
-    """``x [..., din] -> [..., dout]`` with kernel [din, dout]; ``zero`` starts it as the zero map (AdaLN-zero, last layers)."""
+    """``x [..., din] -> [..., dout]`` with kernel [din, dout]; ``zero`` starts it as the zero map (AdaLN-zero)."""
     init = nnx.initializers.zeros if zero else uniform_init(din)
     return nnx.Linear(din, dout, use_bias=use_bias, dtype=dtype, kernel_init=init, bias_init=init, rngs=rngs)
 

@@ -47,8 +47,8 @@ class RMSNorm(nnx.Module):
 class GRN(nnx.Module):
     """Global response normalisation over time (ConvNeXt V2, arXiv:2301.00808).
 
-    Every channel's energy over the *whole row* enters, so a padded batch only equals its rows alone if padding is left out:
-    ``mask`` does that.
+    Every channel's energy over the *whole row* enters, so a padded batch only equals its rows alone if padding is
+    left out: ``mask`` does that.
     """
 
     def __init__(self, dim: int):

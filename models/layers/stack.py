@@ -1,7 +1,7 @@
 """Depth as a loop: one traced layer, parameters stacked along a leading axis.
 
-Compile time then does not grow with depth.  The parameters are stacked whether the loop is scanned or unrolled, so checkpoints,
-sharding rules and converters know one layout.
+Compile time then does not grow with depth. The parameters are stacked whether the loop is scanned or unrolled, so
+checkpoints, sharding rules and converters know one layout.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ REMAT: dict[str, Callable[..., Any] | None] = {
 
 
 def stacked(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) -> nnx.Module:
-    """``depth`` independent copies of ``make(rngs)`` as one module whose parameters have a leading axis of that size."""
+    """``depth`` independent copies of ``make(rngs)`` as one module, parameters stacked along a new first axis."""
 
     @nnx.split_rngs(splits=depth)
     @nnx.vmap(in_axes=0, out_axes=0)

@@ -1,4 +1,4 @@
-"""Text for non-autoregressive speech: symbols padded with filler to the length of the mel, refined by ConvNeXt V2 blocks."""
+"""Text for non-autoregressive speech: symbols, padded with filler to the mel's length, refined by ConvNeXt V2."""
 
 import jax
 import jax.numpy as jnp

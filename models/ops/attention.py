@@ -1,7 +1,7 @@
 """The one attention of the code base.
 
-``attend`` takes queries, keys and values and a ``MaskSpec`` that *describes* which keys a query may see; dense masks exist only
-inside this file.  Softmax is float32 whatever the compute type.
+``attend`` takes queries, keys and values and a ``MaskSpec`` that *describes* which keys a query may see; dense masks
+exist only inside this file. Softmax is float32 whatever the compute type.
 """
 
 import dataclasses
@@ -25,7 +25,8 @@ class MaskSpec:
       kv_lengths: [b] int, keys at index >= length are not seen.
       causal: a query sees no key of a larger position.
       window: a query sees only keys at distance < window (with ``causal``: itself and the window - 1 before it).
-      q_segments, kv_segments: [b, tq], [b, tk] int; seen only inside one segment.  ``kv_segments`` None = the queries' own.
+      q_segments, kv_segments: [b, tq], [b, tk] int; seen only inside one segment. ``kv_segments`` None = the
+        queries' own.
       q_positions, kv_positions: [t] or [b, t] int absolute positions for ``causal`` and ``window``; None = the index.
         A negative key position marks an empty slot that nobody sees.
     """
@@ -45,12 +46,13 @@ def attend(
     k: jax.Array,
     v: jax.Array,
     *,
-    mask: MaskSpec = MaskSpec(),  # noqa: B008 - frozen
+    mask: MaskSpec = MaskSpec(),
     bias: jax.Array | None = None,
     scale: float | None = None,
     impl: str = "auto",
 ) -> jax.Array:
-    """softmax(q kᵀ · scale + bias) v, where the mask allows; a query that sees no key gives zeros (and finite gradients).
+    """softmax(q kᵀ · scale + bias) v, where the mask allows; a query that sees no key gives zeros (and finite
+    gradients).
 
     Args:
       q: [b, tq, h, d].
@@ -83,7 +85,8 @@ def attend(
 
 
 def visible(mask: MaskSpec, q_index: jax.Array, k_index: jax.Array) -> jax.Array | None:
-    """The dense mask for queries and keys at these global indices: bool broadcastable to [b, 1, tq, tk]; None = all seen.
+    """The dense mask for queries and keys at these global indices: bool broadcastable to [b, 1, tq, tk]; None = all
+    seen.
 
     ``positions`` and ``segments`` in ``mask`` must already be those of these queries and keys; lengths are global.
     """
@@ -121,7 +124,8 @@ def partial_softmax(q, k, v, seen, bias, scale):
     """Attention over some of the keys, not yet normalised.
 
     Returns ``(numerator [b, tq, h, d], largest score [b, h, tq, 1], denominator [b, h, tq, 1])`` in float32, which
-    ``merge`` and ``normalise`` finish.  Where nothing is seen, numerator and denominator are 0 and the largest score is finite.
+    ``merge`` and ``normalise`` finish. Where nothing is seen, numerator and denominator are 0 and the largest score
+    is finite.
     """
     b, tq, h, d = q.shape
     hk = k.shape[2]

@@ -1,7 +1,7 @@
 """Number formats: float32 master parameters, an optional 16-bit compute type, float32 where sums and exponentials live.
 
-Modules hold float32 parameters and take a ``dtype`` for their matrix products; norms, softmax, rotary phases and losses stay in
-float32 inside the functions that compute them.
+Modules hold float32 parameters and take a ``dtype`` for their matrix products; norms, softmax, rotary phases and
+losses stay in float32 inside the functions that compute them.
 """
 
 from typing import Any

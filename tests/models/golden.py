@@ -1,0 +1,55 @@
+"""The golden F5-TTS models, rebuilt from their config and weights."""
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from models.convert import f5_tts
+from models.dit import DiT
+from models.functional import Functional, functional
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "f5_tts"
+VARIANTS = ("dit_v1", "dit_v0", "dit_extra", "dit_avgup", "dit_noconv")
+
+
+def config() -> dict:
+    return json.loads((GOLDEN / "config.json").read_text())
+
+
+def load(name: str) -> dict[str, np.ndarray]:
+    return dict(np.load(GOLDEN / f"{name}.npz"))
+
+
+@functools.cache
+def inputs() -> dict[str, np.ndarray]:
+    return load("inputs")
+
+
+@functools.cache
+def build(name: str, padding: str = "exact", **options) -> tuple[Functional, dict]:
+    """(model, variables) of a golden variant."""
+    variant = config()["variants"][name]
+    kwargs = {**f5_tts.build_kwargs(variant["kwargs"]), "padding": padding, **options}
+    model = functional(lambda rngs: DiT(**kwargs, rngs=rngs))
+    params, _ = f5_tts.read(GOLDEN / variant["weights"], model.abstract()["params"])
+    return model, {"params": jax.tree.map(jax.numpy.asarray, params)}
+
+
+@functools.cache
+def forward(name: str, padding: str = "exact"):
+    """The jitted ``DiT.__call__`` of a golden variant: (x, cond, text, time, lengths, drop_audio, drop_text) -> output."""
+    model, variables = build(name, padding)
+    run = jax.jit(lambda v, *args: model.apply(v, *args)[0])
+    return lambda *args: np.asarray(run(variables, *args))
+
+
+def module(name: str, padding: str = "exact") -> DiT:
+    """The NNX module itself, for looking at its parts."""
+    variant = config()["variants"][name]
+    out = DiT(**f5_tts.build_kwargs(variant["kwargs"]), padding=padding, rngs=nnx.Rngs(0))
+    nnx.update(out, nnx.State(build(name, padding)[1]["params"]))
+    return out
