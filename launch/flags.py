@@ -5,6 +5,7 @@ Bad input, on the command line or later, is one line ``error: …`` on stderr an
 
 import importlib
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # libraries tell their life story at INFO
+        sys.excepthook = _hush(sys.excepthook)
         try:
             check_packages()
             if len(argv) > 1:
@@ -77,6 +79,16 @@ def check_packages() -> None:
             raise UserError(
                 f"`{name}` is imported from {where} and not from {ROOT}; run from the checkout, or rename it"
             )
+
+
+def _hush(show: Callable[..., Any]) -> Callable[..., Any]:
+    """When a checkpoint cannot be written, tensorstore's threads report each further array to a loop that is gone."""
+
+    def hook(kind: type[BaseException], value: BaseException, trace: Any) -> None:
+        if threading.current_thread() is threading.main_thread() or str(value) != "Event loop is closed":
+            show(kind, value, trace)
+
+    return hook
 
 
 def _find_config(argument: str) -> str:

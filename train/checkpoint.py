@@ -71,6 +71,7 @@ class CheckpointStore:
         if step in self.steps():
             return False
         self._saving = step
+        self._check_room(tree)
         args = ocp.args.Composite(
             state=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave({**meta, **describe(step, tree)})
         )
@@ -126,9 +127,12 @@ class CheckpointStore:
         try:
             self.wait()
         finally:
-            if self._manager is not None:
-                self._manager.close()
-                self._manager = None
+            manager, self._manager = self._manager, None
+            if manager is not None:
+                try:
+                    manager.close()
+                except Exception:  # a failed save, which ``wait`` has reported, is raised here once more
+                    manager.close()
 
     def steps(self) -> list[int]:
         """Steps whose writing came to its end, oldest first."""
@@ -154,11 +158,20 @@ class CheckpointStore:
         _compare(folder, meta["arrays"], abstract, complete=True)
         return _read(folder, abstract), meta
 
+    def _check_room(self, tree: Tree) -> None:
+        """Better one clear refusal than a save that fails half-way."""
+        needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            self._failure = OSError(f"it takes {trees.readable(needed)} and the disk has {trees.readable(free)} left")
+            self.check()
+
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
             options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, save_root_metadata=False)
             handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-            self.folder.mkdir(parents=True, exist_ok=True)
+            logging.getLogger("absl").addFilter(_not_orbax)
             self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
         return self._manager
 
@@ -368,6 +381,11 @@ def _read(folder: Path, abstract: Tree) -> Tree:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         found = trees.flatten(reader.restore(folder / "state", args=args)) if flat else {}
     return jax.tree_util.tree_map_with_path(lambda keys, _: found["/".join(k.key for k in keys)], abstract)
+
+
+def _not_orbax(record: logging.LogRecord) -> bool:
+    """Orbax logs one failed write as many errors with tracebacks; we raise it once, in words."""
+    return record.levelno >= logging.CRITICAL or "/orbax/" not in record.pathname
 
 
 def _show(spec: Sequence[Any]) -> str:
