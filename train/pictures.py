@@ -1,0 +1,37 @@
+"""Pictures for people: spectrograms above each other.  Needs matplotlib, imported only when one is drawn."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from data.audio import MelSpec
+
+
+def spectrograms(path: str | Path, mels: Mapping[str, np.ndarray], spec: MelSpec, known: int = 0) -> None:
+    """Writes a PNG of log-mel spectrograms [frames, mels], one row per title, on one colour scale and time axis.
+
+    Args:
+      known: frames before this one were given to the model; marked by a line.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    longest = max(len(mel) for mel in mels.values())
+    figure, axes = pyplot.subplots(
+        len(mels), 1, figsize=(10, 2.2 * len(mels)), squeeze=False, sharex=True, layout="constrained"
+    )
+    seconds = spec.hop / spec.sample_rate
+    low = min(float(mel.min()) for mel in mels.values())
+    high = max(float(mel.max()) for mel in mels.values())
+    for axis, (title, mel) in zip(axes[:, 0], mels.items(), strict=True):
+        extent = (0.0, len(mel) * seconds, 0.0, float(mel.shape[1]))
+        axis.imshow(mel.T, origin="lower", aspect="auto", extent=extent, vmin=low, vmax=high, cmap="magma")
+        if known:
+            axis.axvline(known * seconds, color="white", linewidth=1.0, linestyle="--")
+        axis.set(title=title, ylabel="mel band", xlim=(0.0, longest * seconds))
+    axes[-1, 0].set_xlabel("seconds")
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)

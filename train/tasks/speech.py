@@ -1,0 +1,234 @@
+"""Speech: text and a reference clip in, log-mel frames out, by flow matching (F5-TTS and its kin)."""
+
+import functools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+
+from data.audio import load_mel, save_wav
+from data.text import Tokenizer
+from models.functional import functional
+from sampling.grids import flow_grid
+from sampling.infill import InfillNetwork, infill
+from sampling.noise import start_noise
+from train import rng, trees
+from train.objectives.flow_matching import BUCKETS, FlowMatching
+from train.task import AxisRules, Batch, LossOutput, StepContext, Term, Variables
+
+Shapes = Sequence[Mapping[str, jax.ShapeDtypeStruct]]
+KNOWN = 0.4  # share of an utterance that in-loop samples are given
+SHOWN = 2  # utterances per set of in-loop samples
+
+
+class SpeechTask:
+    """Trains a network to fill in masked mel frames given the text.
+
+    Args:
+      model: the network's constructor; it is given ``mel_dim``, ``text_num_embeds``, ``dtype`` and ``rngs``.  Its
+        methods are those of ``models.dit.DiT``, its module has ``AXES``.
+      assets: folder with ``tokenizer.json`` and ``mel.json``.
+      shapes: the global batches of the run, abstract; not needed to sample.
+      precision: type of the matrix products.
+      normalise: subtract the data's mean of the log-mel and divide by its deviation (both in ``mel.json``); the
+        release does not.
+      steps, cfg_strength, sway: of in-loop samples.
+      prediction, max_weight, time, time_mean, time_std, span, drop_audio, drop_both, drop_per: see
+        ``train.objectives.flow_matching.FlowMatching``.
+    """
+
+    unit = "frames"
+
+    def __init__(
+        self,
+        model: Callable[..., nnx.Module],
+        assets: str | Path,
+        shapes: Shapes = (),
+        precision: str = "float32",
+        *,
+        normalise: bool = True,
+        steps: int = 16,
+        cfg_strength: float = 2.0,
+        sway: float = -1.0,
+        prediction: str = "velocity",
+        max_weight: float = 20.0,
+        time: str = "uniform",
+        time_mean: float = 0.0,
+        time_std: float = 1.0,
+        span: Sequence[float] = (0.7, 1.0),
+        drop_audio: float = 0.3,
+        drop_both: float = 0.2,
+        drop_per: str = "sample",
+    ):
+        self.tokenizer = Tokenizer.load(assets)
+        self.spec, mean, std = load_mel(assets)
+        self.mean, self.std = (mean, std) if normalise else (0.0, 1.0)
+        self.objective = FlowMatching(
+            prediction=prediction,
+            max_weight=max_weight,
+            time=time,
+            time_mean=time_mean,
+            time_std=time_std,
+            span=(span[0], span[1]),
+            drop_audio=drop_audio,
+            drop_both=drop_both,
+            drop_per=drop_per,
+        )
+        sizes = {"mel_dim": self.spec.n_mels, "text_num_embeds": self.tokenizer.size, "dtype": jnp.dtype(precision)}
+        self.network = functional(lambda rngs: model(**sizes, rngs=rngs))
+        self._axes = sys.modules[getattr(model, "func", model).__module__].AXES
+        self._shapes = shapes
+        self._grid = flow_grid(steps, sway_coefficient=sway)
+        self._weight = cfg_strength + 1.0
+        self._sample = jax.jit(self._fill)
+
+    def example(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The global batch with the most frames."""
+        return dict(max(self._shapes, key=lambda batch: batch["mel"].size))
+
+    def init(self, key: jax.Array) -> Variables:
+        """Fresh variables."""
+        return self.network.init(key)
+
+    def axes(self) -> AxisRules:
+        """The model file's own rules."""
+        return self._axes
+
+    def loss(self, variables: Variables, batch: Batch, key: jax.Array, ctx: StepContext) -> LossOutput:
+        """``flow``: squared velocity error over hidden entries; ``loss_t…``: the same by time."""
+        draw_key, dropout_key = jax.random.split(key)
+        mel, lengths = self.normalise(batch["mel"], batch["mel_lengths"]), batch["mel_lengths"]
+        draws = self.objective.draw(draw_key, batch["index"], lengths, *mel.shape[1:])
+        keys = rng.per_example(dropout_key, batch["index"])
+        new_stats = variables["stats"]
+
+        def predict(x: jax.Array, clip: jax.Array, time: jax.Array, audio: jax.Array, text: jax.Array) -> jax.Array:
+            nonlocal new_stats
+            out, stats = self.network.apply(variables, x, clip, batch["text"], time, lengths, audio, text, keys)
+            new_stats = stats or new_stats
+            return out
+
+        result = self.objective.loss(predict, mel, lengths, batch["mask"], draws)
+        buckets = {f"loss_{name}": pair for name, pair in result.buckets.items()}
+        return LossOutput({"flow": Term(result.sum, result.weight)}, buckets, new_stats)
+
+    def evaluate(self, variables: Variables, batch: Batch, key: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """The loss with nothing dropped, every row at the middle of each bucket of t: low noise, exact over padding."""
+        mel, lengths = self.normalise(batch["mel"], batch["mel_lengths"]), batch["mel_lengths"]
+        draws = self.objective.draw(key, batch["index"], lengths, *mel.shape[1:])
+        nothing = jnp.zeros_like(draws.drop_audio)
+        network = self.infill_network(variables, mel.shape[1])
+        text = network.encode(batch["text"], lengths, nothing)
+
+        def predict(x: jax.Array, clip: jax.Array, time: jax.Array, *drops: jax.Array) -> jax.Array:
+            return network.predict(x, clip, text, time, lengths)
+
+        def at(time: jax.Array) -> tuple[jax.Array, jax.Array]:
+            moment = draws._replace(time=jnp.full_like(draws.time, time), drop_audio=nothing, drop_text=nothing)
+            result = self.objective.loss(predict, mel, lengths, batch["mask"], moment)
+            return result.sum, result.weight
+
+        sums, weights = jax.lax.map(at, (jnp.arange(BUCKETS) + 0.5) / BUCKETS)
+        names = [f"loss_t{i / BUCKETS:.1f}-{(i + 1) / BUCKETS:.1f}" for i in range(BUCKETS)]
+        return {"loss": (sums.sum(), weights.sum())} | {n: (sums[i], weights[i]) for i, n in enumerate(names)}
+
+    def sample(self, variables: Variables, batch: Batch, key: jax.Array, folder: str) -> dict[str, float]:
+        """The first held-out utterances continued from their first 40 %: ``<i>.wav`` and ``<i>.png`` with the truth.
+
+        Returns the mean absolute difference of the log-mel inside what was generated; a blunt number, but one that
+        falls.
+        """
+        truth, made, known, lengths, real = (_host(a) for a in self._sample(variables, dict(batch), key))
+        differences = []
+        for i in np.flatnonzero(real > 0):
+            frames, given = int(lengths[i]), int(known[i])
+            differences.append(np.abs(truth[i, given:frames] - made[i, given:frames]).mean())
+            self._show(Path(folder), str(i), truth[i, :frames], made[i, :frames], given)
+        return {"mel_difference": float(np.mean(differences))} if differences else {}
+
+    def _fill(self, variables: Variables, batch: Batch, key: jax.Array) -> tuple[jax.Array, ...]:
+        """Log-mel of truth and sample [SHOWN, t, m], known frames, lengths and whether the row is real [SHOWN]."""
+        batch = {name: array[:SHOWN] for name, array in batch.items()}
+        mel, lengths = self.normalise(batch["mel"], batch["mel_lengths"]), batch["mel_lengths"]
+        given = jnp.floor(KNOWN * lengths).astype(jnp.int32)
+        frames = mel.shape[1]
+        result = infill(
+            self.infill_network(variables, frames),
+            mel,
+            jnp.arange(frames) < given[:, None],
+            batch["text"],
+            lengths,
+            start_noise(key, batch["index"], mel.shape[1:]),
+            self._grid,
+            weight=self._weight,
+        )
+        return self.denormalise(mel), self.denormalise(result.out), given, lengths, batch["mask"]
+
+    def _show(self, folder: Path, name: str, truth: np.ndarray, made: np.ndarray, known: int) -> None:
+        from models.vocoders.griffin_lim import GriffinLim
+        from train.pictures import spectrograms
+
+        pictures = {"recorded": truth, "generated after the line": made}
+        spectrograms(folder / f"{name}.png", pictures, self.spec, known)
+        save_wav(folder / f"{name}.wav", GriffinLim(self.spec)(made), self.spec.sample_rate)
+
+    def units(self, batch: Mapping[str, Any]) -> float:
+        """Real mel frames."""
+        return float((np.asarray(batch["mel_lengths"]) * np.asarray(batch["mask"])).sum())
+
+    def flops(self, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> float:
+        """Forward and backward of the matrix products and of attention; backward is twice the forward."""
+        rows, frames, _ = shapes["mel"].shape
+        per_frame, per_row, attention = self._work
+        return 3.0 * rows * (per_row + frames * (per_frame + attention * frames))
+
+    @functools.cached_property
+    def _work(self) -> tuple[float, float, float]:
+        """FLOPs per frame, per row, and per frame and attended frame."""
+        per_frame = per_row = attention = 0.0
+        for path, leaf in trees.flatten(self.network.abstract()["params"]).items():
+            parts = path.split("/")
+            if parts[-1] != "kernel":
+                continue
+            if "time" in parts or "modulation" in parts:  # computed once a row, of the time embedding
+                per_row += 2.0 * leaf.size
+            else:
+                per_frame += 2.0 * leaf.size
+            if parts[-2] == "q":  # scores and weighted sum, over layers × heads × head width
+                attention += 4.0 * leaf.size / leaf.shape[-2]
+        return per_frame, per_row, attention
+
+    def normalise(self, mel: jax.Array, lengths: jax.Array) -> jax.Array:
+        """Log-mel [b, t, m] -> what the network sees; 0 past each row's length."""
+        inside = jnp.arange(mel.shape[1]) < lengths[:, None]
+        return jnp.where(inside[..., None], (mel - self.mean) / self.std, 0.0)
+
+    def denormalise(self, mel: jax.Array) -> jax.Array:
+        """The inverse: log-mel."""
+        return mel * self.std + self.mean
+
+    def infill_network(self, variables: Variables, frames: int) -> InfillNetwork:
+        """The network under ``variables`` as the sampler's two callables, for sequences padded to ``frames``."""
+
+        def encode(text: jax.Array, lengths: jax.Array | None, drop: jax.Array) -> jax.Array:
+            return self.network.apply(variables, text, lengths, frames, drop, method="encode_text")[0]
+
+        def predict(
+            x: jax.Array, clip: jax.Array, text: jax.Array, t: jax.Array, lengths: jax.Array | None
+        ) -> jax.Array:
+            return self.network.apply(variables, x, clip, text, t, lengths, method="velocity")[0]
+
+        return InfillNetwork(encode, predict, self.objective.prediction)
+
+
+def _host(array: jax.Array) -> np.ndarray:
+    """The whole array in every process."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
