@@ -177,6 +177,7 @@ def tiny(c: ConfigDict) -> None:
     """Compiles and runs in seconds."""
     cpu(c)
     c.steps = 3
+    c.optim.warmup_steps = 1
     c.model.dim, c.model.depth, c.model.heads, c.model.dim_head, c.model.ff_mult = 32, 2, 2, 16, 2.0
     c.model.text_dim, c.model.conv_layers = 16, 1
     c.model.conv_pos_groups = 32

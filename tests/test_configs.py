@@ -1,0 +1,85 @@
+"""Every config builds: all keys are read, all parameters are covered by a sharding rule, nothing is allocated."""
+
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs import f5_tts
+from data.audio import save_wav
+from data.errors import UserError
+from train import trees
+from train.assemble import RunConfig, assemble, build_data, plain
+from train.components import call
+from train.mesh import build_mesh
+from train.workdir import write_assets
+
+# Published sizes at the released vocabulary of 2545 symbols.
+PARAMETERS = {"base": 337_096_804, "v0_base": 337_096_804, "small": 159_228_772, "v0_small": 159_228_772}
+
+
+@pytest.fixture(scope="module")
+def speech_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six clips of noise in LJSpeech layout, and a vocabulary of the released size."""
+    folder = tmp_path_factory.mktemp("speech")
+    (folder / "wavs").mkdir()
+    lines = []
+    for i, text in enumerate(("one two", "two three", "three four", "four five", "five six", "six seven")):
+        wave = 0.1 * np.random.default_rng(i).standard_normal(24_000 + 2400 * i).astype(np.float32)
+        save_wav(folder / "wavs" / f"{i}.wav", wave, 24_000)
+        lines.append(f"{i}|{text}")
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+    symbols = [" ", *"abcdefghijklmnopqrstuvwxyz"]
+    symbols += [f"sym{i}" for i in range(2545 - len(symbols))]
+    (folder / "vocab.txt").write_text("\n".join(symbols) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("variant", f5_tts.VARIANTS)
+def test_variant_builds_abstractly(variant: str, speech_folder: Path, tmp_path: Path):
+    config = f5_tts.get_config(variant)
+    with config.unlocked():
+        config.data.dir = str(speech_folder)
+        config.data.eval_fraction = 0.3
+        config.data.frames_per_batch = 8 * 512
+        config.data.max_batch = 8
+        config.data.buckets = 1
+        if variant in PARAMETERS:
+            config.data.tokenizer, config.data.vocab = "vocab", str(speech_folder / "vocab.txt")
+    values = json.loads(json.dumps(plain(config)))
+    run = call(RunConfig, values, "")
+    mesh = build_mesh({"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1})
+    data = build_data(run, mesh)
+    parts = assemble(run, mesh, data.shapes, write_assets(tmp_path, data.write_assets, check=False))
+    covered, arrays = re.search(r"sharding rules cover (\d+) of (\d+)", parts.summary).groups()  # type: ignore[union-attr]
+    assert covered == arrays, parts.summary
+    leaves = jax.tree.leaves(parts.abstract)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is not None for leaf in leaves)
+    count = sum(leaf.size for leaf in trees.flatten(parts.abstract.params).values())
+    assert count == PARAMETERS.get(variant, count)
+
+
+def test_unknown_variant_is_named():
+    with pytest.raises(ValueError, match="no variant 'huge'; choose one of demo, spoken"):
+        f5_tts.get_config("huge")
+
+
+def test_a_key_nobody_reads_is_an_error():
+    config = f5_tts.get_config("tiny")
+    with config.unlocked():
+        config.model.colour = "blue"
+    values = json.loads(json.dumps(plain(config)))
+    run = call(RunConfig, values, "")
+    with pytest.raises(UserError, match="colour"):
+        assemble(run, build_mesh({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1}), [], "")
+
+
+def test_configs_are_locked():
+    config = f5_tts.get_config("demo")
+    with pytest.raises(AttributeError):
+        config.learning_rate = 1.0
+    with pytest.raises(TypeError):
+        config.steps = "many"
