@@ -65,7 +65,7 @@ def flash(q, k, v, mask: MaskSpec, bias, scale):
 
 
 def ring(q, k, v, mask: MaskSpec, bias, scale):
-    """Every device keeps its queries; keys and values go around, one hop per step, and an online softmax adds them up."""
+    """Devices keep their queries; keys and values go around, and an online softmax adds them up."""
     mesh = jax.sharding.get_abstract_mesh()
     if AXIS not in mesh.axis_names:
         raise ValueError(f"attention impl 'ring' needs a mesh with an axis {AXIS!r}: call it under jax.set_mesh(mesh)")

@@ -41,7 +41,7 @@ def build(name: str, padding: str = "exact", **options) -> tuple[Functional, dic
 
 @functools.cache
 def forward(name: str, padding: str = "exact"):
-    """The jitted ``DiT.__call__`` of a golden variant: (x, cond, text, time, lengths, drop_audio, drop_text) -> output."""
+    """The jitted ``DiT.__call__`` of a golden variant, variables bound."""
     model, variables = build(name, padding)
     run = jax.jit(lambda v, *args: model.apply(v, *args)[0])
     return lambda *args: np.asarray(run(variables, *args))
