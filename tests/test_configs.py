@@ -7,12 +7,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from configs import f5_tts
 from data.audio import save_wav
 from data.errors import UserError
 from train import trees
-from train.assemble import RunConfig, assemble, build_data, plain
+from train.assemble import Parts, RunConfig, assemble, build_data, plain
 from train.components import call
 from train.mesh import build_mesh
 from train.workdir import write_assets
@@ -38,24 +39,27 @@ def speech_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("variant", f5_tts.VARIANTS)
-def test_variant_builds_abstractly(variant: str, speech_folder: Path, tmp_path: Path):
-    config = f5_tts.get_config(variant)
+def build(config: ConfigDict, speech_folder: Path, assets: Path) -> Parts:
+    """Everything of a run except its parameters, on a mesh of eight devices."""
     with config.unlocked():
         config.data.dir = str(speech_folder)
         config.data.eval_fraction = 0.3
-        config.data.frames_per_batch = 8 * 512
-        config.data.max_batch = 8
-        config.data.buckets = 1
-        if variant in PARAMETERS:
-            config.data.tokenizer, config.data.vocab = "vocab", str(speech_folder / "vocab.txt")
+        config.data.frames_per_batch, config.data.max_batch, config.data.buckets = 4096, 8, 1
     values = json.loads(json.dumps(plain(config)))
     run = call(RunConfig, values, "")
     mesh = build_mesh({"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1})
     data = build_data(run, mesh)
-    parts = assemble(run, mesh, data.shapes, write_assets(tmp_path, data.write_assets, check=False))
-    covered, arrays = re.search(r"sharding rules cover (\d+) of (\d+)", parts.summary).groups()  # type: ignore[union-attr]
-    assert covered == arrays, parts.summary
+    return assemble(run, mesh, data.shapes, write_assets(assets, data.write_assets, check=False))
+
+
+@pytest.mark.parametrize("variant", f5_tts.VARIANTS)
+def test_variant_builds_abstractly(variant: str, speech_folder: Path, tmp_path: Path):
+    config = f5_tts.get_config(variant)
+    if variant in PARAMETERS:
+        config.data.tokenizer, config.data.vocab = "vocab", str(speech_folder / "vocab.txt")
+    parts = build(config, speech_folder, tmp_path)
+    found = re.search(r"sharding rules cover (\d+) of (\d+)", parts.summary)
+    assert found and found[1] == found[2], parts.summary
     leaves = jax.tree.leaves(parts.abstract)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is not None for leaf in leaves)
     count = sum(leaf.size for leaf in trees.flatten(parts.abstract.params).values())
@@ -67,14 +71,13 @@ def test_unknown_variant_is_named():
         f5_tts.get_config("huge")
 
 
-def test_a_key_nobody_reads_is_an_error():
+@pytest.mark.parametrize("section", ["model", "task", "data", "optim", "ema", "precision"])
+def test_a_key_nobody_reads_is_an_error(section: str, speech_folder: Path, tmp_path: Path):
     config = f5_tts.get_config("tiny")
     with config.unlocked():
-        config.model.colour = "blue"
-    values = json.loads(json.dumps(plain(config)))
-    run = call(RunConfig, values, "")
+        config[section].colour = "blue"
     with pytest.raises(UserError, match="colour"):
-        assemble(run, build_mesh({"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1}), [], "")
+        build(config, speech_folder, tmp_path)
 
 
 def test_configs_are_locked():

@@ -79,8 +79,15 @@ def load(path: str, where: str) -> Any:
 
 
 def parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """Parameters of a function or of a class's constructor, by name."""
-    return inspect.signature(target).parameters
+    """Parameters of a function or of a class's constructor, by name.
+
+    Of ``__init__`` itself, because a metaclass with its own ``__call__`` (Flax's) hides its signature.
+    """
+    if not inspect.isclass(target):
+        return inspect.signature(target).parameters
+    first, *rest = inspect.signature(target.__init__).parameters.items()
+    del first
+    return dict(rest)
 
 
 def check_keys(section: Mapping[str, Any], where: str, *keys: str) -> None:
