@@ -131,7 +131,10 @@ def assemble(cfg: RunConfig, mesh: Mesh, shapes: Sequence[Shapes], assets: str) 
     spec = call(OptimSpec, options, "optim")
     optimizer = make_optimizer(spec, params, steps=cfg.steps, groups=groups, axes=task.axes())
     options = dict(cfg.ema)
-    averages = tuple(call(EmaSpec, options, "ema", decay=decay) for decay in options.pop("decays", ()))
+    decays = options.pop("decays", ())
+    if not all(isinstance(decay, float) for decay in decays):
+        raise UserError(f"config.ema.decays is {decays}; expected numbers such as (0.999, 0.9999)")
+    averages = tuple(call(EmaSpec, options, "ema", decay=decay) for decay in decays)
 
     fresh = functools.partial(states.create, task, optimizer, seed=cfg.seed, ema=averages, precision=precision)
     around = functools.partial(states.from_variables, optimizer=optimizer, ema=averages, precision=precision)
@@ -145,7 +148,7 @@ def assemble(cfg: RunConfig, mesh: Mesh, shapes: Sequence[Shapes], assets: str) 
         return jax.jit(around, out_shardings=shardings)(variables)
 
     average = averages[0].name if cfg.evaluation["params"] == "ema" and averages else None
-    summary = f"{_coverage(params, coverage)}\n{optimizer.report.splitlines()[0]}"
+    summary = f"{_coverage(params, coverage)}\n{optimizer.summary}"
     return Parts(task, optimizer, averages, average, abstract, shardings, create, summary)
 
 

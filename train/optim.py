@@ -79,7 +79,8 @@ class Optimizer:
 
     groups: tuple[Group, ...]
     clips: tuple[tuple[str, float, frozenset[str]], ...]  # (metric name, largest norm, paths clipped together)
-    report: str  # table: parameter, group, rule, decay
+    summary: str  # one line per group and rule
+    report: str  # one line per parameter: path, group, rule, decay or not
 
     def init(self, params: dict[str, Any]) -> dict[str, Any]:
         """State of update 0."""
@@ -164,7 +165,7 @@ def make_optimizer(
     joint = frozenset(path for g in resolved if g.name not in own_clip for path in g.paths)
     clips = [(f"grad_norm/{DEFAULT}", spec.clip_norm, joint)] if joint else []
     clips += [(f"grad_norm/{g.name}", own_clip[g.name], frozenset(g.paths)) for g in resolved if g.name in own_clip]
-    return Optimizer(tuple(resolved), tuple(clips), _report(resolved, flat))
+    return Optimizer(tuple(resolved), tuple(clips), *_report(resolved, flat))
 
 
 def _override(spec: OptimSpec, name: str, overrides: Mapping[str, Any]) -> OptimSpec:
@@ -264,8 +265,8 @@ def _nothing(what: str, paths: Any) -> str:
     return f"{what} matches no parameter; a regex must match the whole path, such as {some}"
 
 
-def _report(groups: Sequence[Group], flat: Mapping[str, Any]) -> str:
-    """A line of totals per group and rule, then one line per parameter: path, group, rule, decay or not."""
+def _report(groups: Sequence[Group], flat: Mapping[str, Any]) -> tuple[str, str]:
+    """Summary and report of an ``Optimizer``."""
     totals, rows = [], []
     for g in groups:
         for rule, paths in g.rules.items():
@@ -274,4 +275,4 @@ def _report(groups: Sequence[Group], flat: Mapping[str, Any]) -> str:
             rows += [(path, g.name, rule, "decay" if path in g.decayed else "no decay") for path in paths]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in sorted(rows)]
-    return "\n".join(totals + lines)
+    return "\n".join(totals), "\n".join(lines)

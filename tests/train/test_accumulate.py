@@ -64,12 +64,16 @@ def test_a_term_without_weight_counts_nothing():
 
 def test_the_network_runs_once_per_microbatch():
     """The scan that finds the weights holds no matrix product: as many in four microbatches as in one."""
+
+    def loss(params, stats, part):
+        y = jnp.tanh(part["x"] @ params["w"]) @ params["w"]
+        return LossOutput({"a": Term((part["a"] * y.sum(1)).sum(), part["a"].sum())}, {}, stats)
+
+    params, batch = {"w": jnp.ones((64, 64))}, {"x": jnp.ones((64, 64)), "a": jnp.arange(64.0)}
     counts = []
-    for accumulate in (1, 4):
-        task = ToyTask()
-        step, state = assemble(task, {}, ema=(), accumulate=accumulate)
-        lowered = jax.jit(step.fn).lower(state, task.make_batch(0))
-        counts.append(lowered.compile().as_text().count(" dot("))
+    for count in (1, 4):
+        lowered = jax.jit(lambda p, b, n=count: gradients(loss, p, {}, b, microbatches=n)).lower(params, batch)
+        counts.append((lowered.compile().as_text() or "").count(" dot("))
     assert counts[0] == counts[1] > 0
 
 
@@ -78,7 +82,7 @@ def test_rows_stay_on_their_device():
     batch = {"x": np.arange(64 * 6, dtype=np.float32).reshape(64, 6), "index": np.arange(64, dtype=np.int32)}
     placed = jax.device_put(batch, batch_shardings(batch, mesh))
     compiled = jax.jit(lambda b: split(b, 4, mesh)).lower(placed).compile()
-    text = compiled.as_text()
+    text = compiled.as_text() or ""
     assert not any(word in text for word in ("all-gather", "all-to-all", "collective-permute", "all-reduce"))
     parts = compiled(placed)
     assert parts["x"].sharding.is_equivalent_to(NamedSharding(mesh, P(None, ("data", "fsdp"))), 3)

@@ -93,7 +93,7 @@ def test_groups_have_their_own_rule_rate_and_clip(params):
     assert values.shape == (2, 16) and (values > 0.5 * 0.02 * 2**0.5).all() and (values < 1.3 * 0.02 * 2**0.5).all()
     # Everything else by AdamW, whose first update has the size of the rate.
     assert float(jnp.abs(updates["embed"]["bias"]).max()) == pytest.approx(0.1, rel=1e-3)
-    assert "blocks/up/bias      blocks   adamw  no decay" in optimizer.report and "group head:" in optimizer.report
+    assert "blocks/up/bias      blocks   adamw  no decay" in optimizer.report and "group head:" in optimizer.summary
 
 
 def test_groups_without_own_clip_are_clipped_together(params):

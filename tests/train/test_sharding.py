@@ -1,5 +1,7 @@
 """Sharding: every parameter has a place and a line in the report; moments and averages follow; fallbacks are told."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,7 +79,7 @@ def test_moments_and_averages_follow_their_parameter(optimizer):
     tx = make_optimizer(type(SPEC)(optimizer=optimizer), params, steps=9, axes=task.axes())
     state = jax.eval_shape(lambda: create(task, tx, seed=0, ema=EMAS))
     specs, _ = sharding.param_specs(task.axes(), params, mesh)
-    placed = sharding.state_shardings(state, specs, mesh)
+    placed: Any = sharding.state_shardings(state, specs, mesh)
     wanted, followed = flatten(specs), 0
     for tree in (placed.params, placed.opt_state, *placed.ema.values()):
         for path, leaf in flatten(tree).items():
