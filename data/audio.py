@@ -7,6 +7,7 @@ first: ``[..., frames, n_mels]``.
 
 import dataclasses
 import functools
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -55,6 +56,29 @@ class MelSpec:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+def save_mel(folder: str | os.PathLike[str], spec: MelSpec, mean: float = 0.0, std: float = 1.0) -> None:
+    """Writes ``mel.json`` into an assets folder: the spec, and mean and deviation of the training data's log-mel."""
+    text = json.dumps(spec.to_dict() | {"mean": mean, "std": std}, indent=1)
+    (Path(folder) / "mel.json").write_text(text + "\n", encoding="utf-8")
+
+
+def load_mel(folder: str | os.PathLike[str]) -> tuple[MelSpec, float, float]:
+    """(spec, mean, std) of an assets folder; mean 0 and std 1 where none were measured.
+
+    Raises:
+      UserError: the folder has no usable ``mel.json``.
+    """
+    path = Path(folder) / "mel.json"
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        mean, std = float(fields.pop("mean", 0.0)), float(fields.pop("std", 1.0))
+        return MelSpec(**fields), mean, std
+    except FileNotFoundError as e:
+        raise UserError(f"{path}: not found; expected the mel settings that training or conversion writes") from e
+    except (ValueError, TypeError, AttributeError) as e:
+        raise UserError(f"{path}: not mel settings written by this program ({e})") from e
 
 
 def _hz_to_slaney(hz: np.ndarray) -> np.ndarray:
