@@ -101,13 +101,11 @@ def make_train_step(
 
 
 def make_eval_step(task: Task, *, seed: int, precision: str = "float32") -> EvalStep:
-    """Builds ``evaluate(variables, batch, number) -> {name: (sum, weight)}``; add up over batches with
-    ``metrics.merge``.
+    """Builds ``evaluate(variables, batch, number) -> {name: (sum, weight)}``, to be added up by ``metrics.merge``.
 
     ``variables`` is ``state.variables()`` or ``state.variables(ema_name)``; ``number`` is the batch's position in the
     evaluation set, so every evaluation draws the same noise for the same row.
     """
-
     scaling.check(precision)
 
     def evaluate(variables: Variables, batch: Batch, number: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
