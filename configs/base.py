@@ -27,13 +27,16 @@ def base() -> ConfigDict:
     c.optim.b1 = 0.9
     c.optim.b2 = 0.999
     c.optim.eps = 1e-8
+    c.optim.momentum = 0.95  # of muon and sgd
+    c.optim.muon_scale = "rms"  # rms | shape, see train/muon.py
+    c.optim.muon_lr_ratio = 1.0  # learning rate of Muon's matrices / lr
     c.optim.weight_decay = 0.0
     c.optim.decay_match = ".*"  # parameters that decay
     c.optim.clip_norm = 1.0  # global norm; 0 = off
     c.optim.schedule = "cosine"  # constant | linear | cosine, after the warm-up, over `steps`
     c.optim.warmup_steps = 0
     c.optim.init_lr_ratio = 1e-8  # lr of the first update / peak, with a warm-up
-    c.optim.final_lr_ratio = 0.0  # lr of the last update / peak
+    c.optim.final_lr_ratio = 0.0  # lr at update number `steps` / peak
     c.optim.groups = ConfigDict()
 
     # Averages of the parameters, one copy per decay.  Samples and evaluation use the first.

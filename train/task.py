@@ -1,7 +1,7 @@
 """The interface between the one training loop and everything it can train.
 
-A task joins a model, an objective, its data's shapes and a sampler.  The loop, the step, sharding and checkpoints see only
-this protocol; see ``train/tasks/`` for the tasks that exist.
+A task joins a model, an objective, its data's shapes and a sampler.  The loop, the step, sharding and checkpoints see
+only this protocol; see ``train/tasks/`` for the tasks that exist.
 """
 
 from collections.abc import Mapping, Sequence
