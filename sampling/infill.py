@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from sampling.guidance import ClassifierFree, Conditional
 from sampling.ledger import Ledger
@@ -48,11 +49,11 @@ class Infilled(NamedTuple):
 
 def infill(
     network: InfillNetwork,
-    clip: jax.Array,
-    known: jax.Array,
-    text: jax.Array,
-    lengths: jax.Array | None,
-    noise: jax.Array,
+    clip: ArrayLike,
+    known: ArrayLike,
+    text: ArrayLike,
+    lengths: ArrayLike | None,
+    noise: ArrayLike,
     grid: np.ndarray,
     *,
     weight: float | jax.Array | None,
@@ -72,7 +73,9 @@ def infill(
       weight: guidance weight w (F5's ``cfg_strength`` is w − 1), scalar or [b]; None = no guidance, half the calls.
       solver, keep: see ``sampling.ode.sample``.
     """
-    known = known[..., None]
+    clip, text = jnp.asarray(clip), jnp.asarray(text)
+    lengths = None if lengths is None else jnp.asarray(lengths)
+    known = jnp.asarray(known)[..., None]
     given = jnp.where(known, clip, 0.0)
     rows = clip.shape[0]
     keep_text = jnp.zeros(rows, bool)
@@ -90,7 +93,7 @@ def infill(
         condition = {"clip": given, "text": spoken, "lengths": lengths}
         null = {"clip": jnp.zeros_like(given), "text": unspoken, "lengths": lengths}
         guide = ClassifierFree(denoise, condition, null, weight)
-    result = sample(guide, noise, grid, solver=solver, keep=keep)
+    result = sample(guide, jnp.asarray(noise), grid, solver=solver, keep=keep)
     return Infilled(jnp.where(known, clip, result.x), result.states, result.ledger)
 
 

@@ -5,6 +5,7 @@ import importlib.util
 import re
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from data.audio import MelSpec, filterbank, log_mel, magnitude, window
@@ -14,6 +15,7 @@ from data.text import Tokenizer, pad_ids, read_vocab
 from data.text_chunks import chunk_text
 from launch.verify.golden import GoldenFolder
 from launch.verify.report import Report
+from models.ops import stft
 
 LOG_MEL, MEL = 2e-4, 2e-5  # of the logarithm where it is above QUIET; of its exponential everywhere
 QUIET = -7.0  # near the floor of 1e-5 a logarithm magnifies rounding
@@ -54,11 +56,15 @@ def mel(file: str, stored: Any, small_mels: int, report: Report) -> None:
 
 
 def spectrogram(name: str, spec: MelSpec, wave: np.ndarray, want: np.ndarray, report: Report) -> None:
-    """A log-mel [batch, mel, frames]."""
-    want, got = want.transpose(0, 2, 1), log_mel(wave, spec)
-    loud = np.where(want > QUIET, got, want) if got.shape == want.shape else got
-    report.close(f"{name} above {QUIET:g}", "host", loud, want, LOG_MEL)
-    report.close(f"exp({name})", "host", np.exp(got), np.exp(want), MEL)
+    """A log-mel [batch, mel, frames] by the host path and by the device path."""
+    want = want.transpose(0, 2, 1)
+    eps = 1e-9 if spec.kind == "bigvgan" else 0.0
+    arrays = (jnp.asarray(a) for a in (wave, window(spec), filterbank(spec)))
+    on_device = stft.log_mel(*arrays, hop=spec.hop, pad=spec.padding, eps=eps)
+    for mode, got in (("host", log_mel(wave, spec)), ("device", np.asarray(on_device))):
+        loud = np.where(want > QUIET, got, want) if got.shape == want.shape else got
+        report.close(f"{name} above {QUIET:g}", mode, loud, want, LOG_MEL)
+        report.close(f"exp({name})", mode, np.exp(got), np.exp(want), MEL)
 
 
 def text(file: str, folder: GoldenFolder, report: Report) -> None:

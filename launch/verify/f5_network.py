@@ -1,7 +1,7 @@
 """F5-TTS golden rows of the network: batched forward passes, and rows that must equal their unpadded selves."""
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from models.convert import f5_tts
 from models.dit import DiT
 from models.functional import Functional, Variables, functional
 
+Padding = Literal["exact", "reference"]
 FORWARD = 2e-5  # outputs reach 4; the reference itself is 5e-6 away from float64
 SCALAR_TIME = 0.25  # of the `scalar_time` cases
 EXTRA_PADDING = 13  # frames and symbols added to the padded batch, so that it is no batch the reference ever saw
@@ -28,7 +29,7 @@ class Variants:
         self.unknown = {n: v["backbone"] for n, v in folder.config["variants"].items() if n not in self.known}
 
     @functools.cache  # noqa: B019, lives as long as one verification
-    def model(self, variant: str, padding: str) -> Functional:
+    def model(self, variant: str, padding: Padding) -> Functional:
         """The network of a variant; ``padding`` is "exact" or "reference"."""
         kwargs = f5_tts.build_kwargs(self.known[variant]["kwargs"])
         return functional(lambda rngs: DiT(**kwargs, padding=padding, rngs=rngs))

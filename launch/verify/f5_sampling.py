@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from launch.verify.f5_network import Variants
+from launch.verify.f5_network import Padding, Variants
 from launch.verify.golden import GoldenFolder
 from launch.verify.report import Report
 from sampling.grids import flow_grid
@@ -43,7 +43,7 @@ def trajectory(file: str, stored: Any, settings: dict[str, Any], variants: Varia
     """One sampling case: batches as the release runs them, a row alone in exact mode."""
     start, text = stored["y0"], stored["text"]
     rows, frames, _ = start.shape
-    mode = "exact" if rows == 1 else "reference"
+    mode: Padding = "exact" if rows == 1 else "reference"
     model, variables = variants.model(settings["model"], mode), variants.variables(settings["model"])
     clip, lengths = stored["cond"], np.full(rows, stored["cond"].shape[1])
     if "lens" in stored:

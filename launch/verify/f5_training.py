@@ -1,5 +1,6 @@
 """F5-TTS golden rows of training: losses with their gradients, optimiser steps with averages, schedules."""
 
+import dataclasses
 import re
 from typing import Any
 
@@ -21,7 +22,8 @@ STEP_LOSS, STEP_PARAMETER = 1e-4, 2e-5  # relative; absolute
 RATE, DECAY = 1e-6, 1e-6  # relative; absolute
 RELEASE = FlowMatching(time="release", drop_per="batch")
 # The optimiser of train<n>.npz, as the folder's README states it; the learning rates are in the file.
-STEP_OPTIMISER = {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.01, "clip_norm": 1.0}
+STEP_OPTIMISER = OptimSpec(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, clip_norm=1.0, schedule="linear",
+                           init_lr_ratio=1e-8, final_lr_ratio=1e-8)  # fmt: skip
 STEP_AVERAGE = ema.EmaSpec(decay=0.9999, update_after_step=1, update_every=2, power=2 / 3)
 END_RATIO = 1e-8  # of both ends of the release's schedule to its peak
 
@@ -107,8 +109,7 @@ def steps(file: str, stored: Any, variants: Variants, report: Report) -> None:
     rates = np.asarray(stored["lrs"], np.float64)
     variant, value = _model_of_steps(stored, variants)
     params = jax.tree.map(jnp.asarray, value.params)
-    spec = OptimSpec(**STEP_OPTIMISER, lr=float(rates.max()), schedule="linear", final_lr_ratio=END_RATIO,
-                     init_lr_ratio=END_RATIO, warmup_steps=int(rates.argmax()))  # fmt: skip
+    spec = dataclasses.replace(STEP_OPTIMISER, lr=float(rates.max()), warmup_steps=int(rates.argmax()))
     optimizer = make_optimizer(spec, params, steps=_total(rates))
     state, averages = optimizer.init(params), ema.init(params, [STEP_AVERAGE])
 

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
+from jax.typing import ArrayLike
 
-from data.audio import load_mel, save_wav
+from data.audio import filterbank, load_mel, save_wav, window
 from data.text import Tokenizer
 from models.functional import functional
+from models.vocoders.griffin_lim import vocode
 from sampling.grids import flow_grid
 from sampling.infill import InfillNetwork, infill
 from sampling.noise import start_noise
@@ -171,12 +173,12 @@ class SpeechTask:
         return self.denormalise(mel), self.denormalise(result.out), given, lengths, batch["mask"]
 
     def _show(self, folder: Path, name: str, truth: np.ndarray, made: np.ndarray, known: int) -> None:
-        from models.vocoders.griffin_lim import GriffinLim
         from train.pictures import spectrograms
 
         pictures = {"recorded": truth, "generated after the line": made}
         spectrograms(folder / f"{name}.png", pictures, self.spec, known)
-        save_wav(folder / f"{name}.wav", GriffinLim(self.spec)(made), self.spec.sample_rate)
+        wave = self.griffin_lim(made[None], np.array([len(made)]), jax.random.key(0))
+        save_wav(folder / f"{name}.wav", np.asarray(wave[0]), self.spec.sample_rate)
 
     def units(self, batch: Mapping[str, Any]) -> float:
         """Real mel frames."""
@@ -212,6 +214,12 @@ class SpeechTask:
     def denormalise(self, mel: jax.Array) -> jax.Array:
         """The inverse: log-mel."""
         return mel * self.std + self.mean
+
+    def griffin_lim(self, mel: ArrayLike, lengths: ArrayLike, key: jax.Array) -> jax.Array:
+        """The built-in vocoder: log-mel [b, t, m] -> waves [b, samples]; ``key`` is one key or one per row."""
+        spec = self.spec
+        lengths = jnp.asarray(lengths)
+        return vocode(jnp.asarray(mel), lengths, key, window(spec), filterbank(spec), hop=spec.hop, pad=spec.padding)
 
     def infill_network(self, variables: Variables, frames: int) -> InfillNetwork:
         """The network under ``variables`` as the sampler's two callables, for sequences padded to ``frames``."""
