@@ -186,12 +186,14 @@ class SpeechPipeline:
 
     def _prepare(self, request: Request) -> _Prepared:
         """Loads, encodes and measures; everything that can be wrong with a request is found here."""
-        text, ref_text, spec = request.text.strip(), request.ref_text.strip(), self.task.spec
-        if not text:
+        if not request.text.strip():
             raise UserError("there is no text to say; give --text")
-        if not ref_text:
+        if not request.ref_text.strip():
             raise UserError("the reference clip needs its words; give --ref_text")
-        ids = self.task.tokenizer.encode(f"{ref_text} {text}")
+        spec, tokenizer = self.task.spec, self.task.tokenizer
+        stop = not tokenizer.unknown_symbols(".")
+        text, ref_text = finished(request.text, stop), finished(request.ref_text, stop)
+        ids = tokenizer.encode(f"{ref_text} {text}")
         audio = request.ref_audio
         wave = audio if isinstance(audio, np.ndarray) else load_audio(audio, spec.sample_rate)
         clip = log_mel(np.asarray(wave, np.float32), spec)
@@ -288,6 +290,15 @@ def load(folder: str | Path, *, params: str = "ema", vocoder: Vocoder | None = N
         raise UserError(f"{folder} is a run of {type(task).__name__}, not of speech")
     variables, _ = restore_variables(folder, task.network.abstract(), params=params)
     return SpeechPipeline(task, variables, vocoder)
+
+
+def finished(text: str, stop: bool = True) -> str:
+    """``text`` as one sentence: no blanks around it and, with ``stop``, a full stop where it ends without a sign.
+
+    The release does so with reference texts: without it a model cannot know where the reference ends.
+    """
+    text = text.strip()
+    return f"{text}." if stop and text[-1:].isalnum() else text
 
 
 def spoken_frames(ref_frames: int, ref_text: str, text: str, speed: float = 1.0) -> int:

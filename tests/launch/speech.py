@@ -1,13 +1,14 @@
 """A run folder of the tiny speech model, untrained, as training would leave it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from data.audio import save_wav
-from tests.train.speech import SPEC, write_assets
+from tests.train.speech import SPEC, WORDS, write_assets
 from train.checkpoint import CheckpointStore
 from train.components import bind
 from train.tasks.speech import SpeechTask
@@ -23,11 +24,11 @@ CONFIG = {
 }  # fmt: skip
 
 
-def make_workdir(folder: Path, *, checkpoint: bool = True) -> Path:
-    """config.json, assets/ and, if asked for, checkpoints/7 with shaken random weights."""
+def make_workdir(folder: Path, *, checkpoint: bool = True, texts: Sequence[str] = WORDS) -> Path:
+    """config.json, assets/ for the symbols of ``texts`` and, if asked for, checkpoints/7 with shaken random weights."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    write_assets(folder / "assets")
+    write_assets(folder / "assets", texts)
     if checkpoint:
         task = SpeechTask(bind(CONFIG["model"], "model"), folder / "assets", **_options())
         r = np.random.default_rng(0)

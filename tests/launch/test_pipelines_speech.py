@@ -5,7 +5,7 @@ import pytest
 
 from data.audio import log_mel
 from data.errors import UserError
-from launch.pipelines.speech import Request, bucket, load, spoken_frames
+from launch.pipelines.speech import Request, bucket, finished, load, spoken_frames
 from tests.launch.speech import make_clip, make_workdir
 from tests.train.speech import SPEC
 
@@ -128,3 +128,8 @@ def test_folders_that_cannot_speak(tmp_path, workdir):
         load(make_workdir(tmp_path / "begun", checkpoint=False))
     with pytest.raises(UserError, match=r"no 'ema/0\.5'"):
         load(workdir, params="ema/0.5")
+
+
+def test_sentences_are_finished_where_the_model_knows_how():
+    assert finished(" four one ") == "four one." and finished("four one", stop=False) == "four one"
+    assert [finished(t) for t in ("why?", "你好。", "one.", "don't")] == ["why?", "你好。", "one.", "don't."]

@@ -1,6 +1,7 @@
 """A tiny speech set-up for tests: symbols that sound like fixed mel patterns, and the task over it."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,10 @@ SPEC = MelSpec(n_mels=8, sample_rate=8000, n_fft=256, hop=64, win=256)
 FRAMES_PER_SYMBOL = 4
 
 
-def write_assets(folder: Path, mean: float = -4.0, std: float = 2.0) -> Path:
-    """Assets of the tiny language."""
+def write_assets(folder: Path, texts: Sequence[str] = WORDS, mean: float = -4.0, std: float = 2.0) -> Path:
+    """Assets of a tiny language; the space is always in it."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer_from_texts("char", [" ".join(WORDS)]).save(folder)
+    tokenizer_from_texts("char", texts).save(folder)
     save_mel(folder, SPEC, mean, std)
     return folder
 

@@ -1,0 +1,79 @@
+"""Judges a trained model.
+
+    python -m launch.run_eval --workdir=runs/demo [--table=steps,grid,cfg]
+
+Speech: word error rate of held-out sentences by an independent recogniser, beside original recordings, vocoded ones
+and chance, and the real-time factor; with --table, for every combination on those axes (steps 4, 8, 16, 32; sway and
+uniform grid; guidance off, weak, strong).  Writes <out>/eval.json, <out>/eval.png and a few wavs.
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from data.errors import UserError
+from launch.flags import run
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Run folder or converted checkpoint.", required=True)
+DATA = flags.DEFINE_string("data", None, "Corpus to take held-out sentences from, instead of the run's own.")
+TABLE = flags.DEFINE_list("table", [], "Axes to vary: steps, grid, cfg.")
+WORDS = flags.DEFINE_integer("words", 150, "Judge at least this many words, if there are that many.")
+STEPS = flags.DEFINE_integer("steps", 16, "Steps of the solver, where the table does not vary them.")
+CFG_STRENGTH = flags.DEFINE_float("cfg_strength", 2.0, "Guidance, where the table does not vary it.")
+SWAY = flags.DEFINE_float("sway", -1.0, "Sway coefficient, where the table does not vary the grid.")
+PARAMS = flags.DEFINE_string("params", "ema", "Which parameters: ema, raw or ema/<decay>.")
+OUT = flags.DEFINE_string("out", None, "Folder for the results; <workdir>/eval by default.")
+WAVS = flags.DEFINE_integer("wavs", 4, "How many of the judged utterances to keep as wav.")
+
+
+def main(argv: list[str]) -> None:
+    """Evaluates, prints a line per setting, writes the report."""
+    del argv
+    from data.audio import save_wav
+    from launch.evaluation import speech
+    from launch.pipelines.speech import load
+    from launch.recogniser import Recogniser, split_words
+    from train.compile import enable_compile_cache
+    from train.workdir import read_config
+
+    cells = speech.settings(TABLE.value)
+    enable_compile_cache()
+    voice = load(WORKDIR.value, params=PARAMS.value)
+    corpus = speech.corpus_of(read_config(WORKDIR.value), voice, DATA.value)
+    judge = Recogniser(word for utterance in corpus.utterances for word in split_words(utterance.text))
+    if judge.unknown:
+        print(f"the recogniser does not know {len(judge.unknown)} words, among them {', '.join(judge.unknown[:5])}")
+    cases = speech.held_out_cases(corpus, voice, judge, WORDS.value)
+    known = speech.references(voice, judge, cases)
+    for name, rate in known.items():
+        print(f"{name:<36} WER {rate}", flush=True)
+
+    defaults = {"steps": STEPS.value, "cfg_strength": CFG_STRENGTH.value, "sway": SWAY.value}
+    rows = []
+    for names, options in cells:
+        result = speech.evaluate(voice, judge, cases, **(defaults | options))
+        rows.append({"names": names, "result": result})
+        title = ", ".join(f"{axis} {name}" for axis, name in names.items()) or "generated"
+        print(f"{title:<36} WER {result.wer}  chance {result.chance.rate:.2f}  RTF {result.rtf:.3f}", flush=True)
+
+    out = Path(OUT.value or Path(WORKDIR.value) / "eval")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        best = min(rows, key=lambda row: row["result"].wer.rate)["result"]
+        for i, spoken in enumerate(speech.speak(voice, cases[: WAVS.value], **best.options)):
+            save_wav(out / f"{i}.wav", spoken.wave, spoken.sample_rate)
+        speech.draw(out / "eval.png", rows, known)
+        report = {
+            "texts": [case.text for case in cases],
+            "references": {name: rate.to_dict() for name, rate in known.items()},
+            "results": [row["names"] | row["result"].to_dict() for row in rows],
+        }
+        (out / "eval.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{error.filename or out} cannot be written: {error.strerror or error}") from error
+    print(f"{len(cases)} utterances judged; {out}/eval.json, eval.png and {min(WAVS.value, len(cases))} wavs")
+
+
+if __name__ == "__main__":
+    run(main)
