@@ -5,7 +5,6 @@ Bad input, on the command line or later, is one line ``error: …`` on stderr an
 
 import importlib
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # libraries tell their life story at INFO
-        sys.excepthook = _hush(sys.excepthook)
+        sys.unraisablehook = _hush(sys.unraisablehook)
         try:
             check_packages()
             if len(argv) > 1:
@@ -56,12 +55,14 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 def parse(argv: Sequence[str], known: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Parses the command line; on a mistake prints one line and exits with code 2."""
     try:
-        return known([argv[0], *map(_find_config, argv[1:])])
+        rest = known([argv[0], *map(_find_config, argv[1:])])
+        if "config" in known:
+            _ = getattr(known["config"].value, "keys", None)  # a file that could not be read complains only now
+        return rest
     except SystemExit:
         raise
     except Exception as error:  # config_flags raises whatever the config file or the override raised
-        text = " ".join(str(error.args[0] if error.args else error).split())
-        print(f"error: {text}; see --help", file=sys.stderr, flush=True)
+        print(f"error: {_one_line(error)}; see --help", file=sys.stderr, flush=True)
         sys.exit(USER_ERROR)
 
 
@@ -81,20 +82,27 @@ def check_packages() -> None:
             )
 
 
-def _hush(show: Callable[..., Any]) -> Callable[..., Any]:
+def _hush(show: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """When a checkpoint cannot be written, tensorstore's threads report each further array to a loop that is gone."""
+    return lambda unraisable: None if str(unraisable.exc_value) == "Event loop is closed" else show(unraisable)
 
-    def hook(kind: type[BaseException], value: BaseException, trace: Any) -> None:
-        if threading.current_thread() is threading.main_thread() or str(value) != "Event loop is closed":
-            show(kind, value, trace)
 
-    return hook
+def _one_line(error: BaseException) -> str:
+    while error.args and isinstance(error.args[0], BaseException):
+        error = error.args[0]
+    text = str(error.args[0] if error.args else error)
+    if "Traceback" in text:  # of the config file; its last line is the message
+        text = text.strip().splitlines()[-1]
+    text = " ".join(text.split())
+    return f"unknown key {text}" if isinstance(error, KeyError | AttributeError) else text
 
 
 def _find_config(argument: str) -> str:
     """``--config=configs/x.py`` is found from any working directory."""
     flag, equals, value = argument.partition("=")
     path = value.partition(":")[0]
-    if flag in ("--config", "-config") and equals and path and not Path(path).exists() and (ROOT / path).exists():
-        return f"{flag}={ROOT / value}"
-    return argument
+    if flag not in ("--config", "-config") or not equals or Path(path).is_file():
+        return argument
+    if not (ROOT / path).is_file():
+        raise UserError(f"--config: there is no file {path!r}")
+    return f"{flag}={ROOT / value}"

@@ -198,10 +198,15 @@ class CheckpointStore:
             shutil.rmtree(rest, ignore_errors=True)
 
     def _remove_unfinished(self, step: int) -> None:
-        rests = [*self.folder.glob(f"{step}.orbax-checkpoint-tmp*"), self.folder / str(step)]
-        for rest in rests:
-            if not integrity.sealed(rest):
+        """Removes what a failed save has left, so that its room is free again."""
+        for _ in range(50):
+            rests = [*self.folder.glob(f"{step}.orbax-checkpoint-tmp*"), self.folder / str(step)]
+            rests = [rest for rest in rests if rest.exists() and not integrity.sealed(rest)]
+            if not rests:
+                return
+            for rest in rests:  # threads that do not know yet of the failure may put a file where we have just been
                 shutil.rmtree(rest, ignore_errors=True)
+            time.sleep(0.05)
 
     def _choose(self) -> int:
         """Process 0 looks and moves; all processes get its choice."""

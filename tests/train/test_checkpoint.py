@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from data.errors import UserError
-from train import checkpoint, integrity
+from train import checkpoint, integrity, trees
 from train.checkpoint import CheckpointStore
 
 
@@ -45,7 +46,16 @@ def _store(tmp_path, steps=(), **policy):
     return store
 
 
-def _damage(folder, how):
+def arrays_of(workdir, step=20):
+    """Everything that a checkpoint holds, ``{path: array}``."""
+    folder = Path(workdir) / "checkpoints" / str(step)
+    stored = checkpoint.read_meta(folder)["arrays"]
+    tree = trees.unflatten({path: jax.ShapeDtypeStruct(tuple(s), d) for path, (d, s) in stored.items()})
+    return {path: np.asarray(a) for path, a in trees.flatten(checkpoint._read(folder, tree)).items()}
+
+
+def damage(folder, how):
+    """Spoils a checkpoint in one of several ways."""
     files = [p for p in (folder / "state").rglob("*") if p.is_file() and p.parent.name == "d"]
     victim = max(files, key=lambda p: p.stat().st_size)
     if how == "flipped byte":
@@ -102,7 +112,7 @@ def test_buffers_may_be_donated_as_soon_as_save_returns(tmp_path):
 )
 def test_a_damaged_newest_step_is_named_set_aside_and_replaced_by_the_one_before(tmp_path, how, caplog):
     store = _store(tmp_path, [4, 8])
-    _damage(store.folder / "8", how)
+    damage(store.folder / "8", how)
     with caplog.at_level(logging.WARNING):
         restored, meta = CheckpointStore(store.folder).restore(_abstract(_tree(4), _mesh(8)))
     assert meta["step"] == 4 and int(restored["step"]) == 4
@@ -116,7 +126,7 @@ def test_a_damaged_newest_step_is_named_set_aside_and_replaced_by_the_one_before
 
 def test_all_steps_damaged_is_an_error_not_a_fresh_start(tmp_path):
     store = _store(tmp_path, [4])
-    _damage(store.folder / "4", "flipped byte")
+    damage(store.folder / "4", "flipped byte")
     with pytest.raises(UserError, match=r"no checkpoint.*can be used.*have changed"):
         store.restore(_abstract(_tree(4), _mesh(8)))
     assert store.exists() and (store.folder / "4").is_dir(), "a second attempt must not start afresh either"
@@ -151,7 +161,7 @@ def test_variables_only_averages_or_raw(tmp_path):
         checkpoint.restore_variables(tmp_path, abstract)
     with pytest.raises(UserError, match="has no checkpoint"):
         checkpoint.restore_variables(tmp_path / "empty")
-    _damage(tmp_path / "checkpoints" / "5", "flipped byte")
+    damage(tmp_path / "checkpoints" / "5", "flipped byte")
     assert checkpoint.restore_variables(tmp_path)[1]["step"] == 2
     assert (tmp_path / "checkpoints" / "5").is_dir(), "a reader must not move anything"
 

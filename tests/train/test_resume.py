@@ -10,12 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
 from data.errors import UserError
-from tests.train.test_checkpoint import _damage
+from tests.train.test_checkpoint import arrays_of, damage
 from tests.train.toy_config import get_config
 from train import checkpoint, integrity, writers
 from train.preempt import Diverged
@@ -30,13 +29,6 @@ def _config(**changes) -> Any:
     return config
 
 
-def _arrays(workdir, step=20):
-    folder = Path(workdir) / "checkpoints" / str(step)
-    flat = {path: jax.ShapeDtypeStruct(tuple(s), d) for path, (d, s) in checkpoint.read_meta(folder)["arrays"].items()}
-    tree = checkpoint.trees.unflatten(flat)
-    return {path: np.asarray(a) for path, a in checkpoint.trees.flatten(checkpoint._read(folder, tree)).items()}
-
-
 def _records(workdir):
     return [
         {name: value for name, value in record.items() if name != "time" and not name.startswith("perf/")}
@@ -45,7 +37,7 @@ def _records(workdir):
 
 
 def _assert_same(workdir, reference):
-    ours, theirs = _arrays(workdir), _arrays(reference)
+    ours, theirs = arrays_of(workdir), arrays_of(reference)
     assert ours.keys() == theirs.keys() and len(ours) > 25  # parameters, moments, two averages, counters
     for path, a in ours.items():
         assert a.tobytes() == theirs[path].tobytes(), path
@@ -113,7 +105,7 @@ def test_ctrl_c_saves_too(tmp_path, reference, monkeypatch):
 def test_damaged_newest_checkpoint(tmp_path, reference, how, caplog):
     workdir = tmp_path / "run"
     shutil.copytree(reference, workdir)
-    _damage(workdir / "checkpoints" / "20", how)
+    damage(workdir / "checkpoints" / "20", how)
     with caplog.at_level(logging.WARNING):
         assert train(_config(), workdir) is None
     assert "checkpoints/20 cannot be used" in caplog.text and "going back to checkpoint" in caplog.text
@@ -125,7 +117,7 @@ def test_on_another_mesh_the_run_goes_on_with_nearly_the_same_numbers(tmp_path, 
     shutil.copytree(reference, workdir)
     shutil.rmtree(workdir / "checkpoints" / "20")
     assert train(_config(**{"mesh.data": 2, "mesh.fsdp": 4}), workdir) is None
-    ours, theirs = _arrays(workdir), _arrays(reference)
+    ours, theirs = arrays_of(workdir), arrays_of(reference)
     for path, a in theirs.items():
         np.testing.assert_allclose(ours[path], a, rtol=1e-4, atol=1e-6, err_msg=path)
 
@@ -151,7 +143,7 @@ def test_config_drift_is_refused_and_named_unless_allowed(tmp_path, reference):
 def test_init_from_takes_the_average_and_starts_afresh(tmp_path, reference, capsys):
     config = _config(steps=1, **{"optim.lr": 0.0, "optim.warmup_steps": 0})
     assert train(config, tmp_path, init_from=reference) is None
-    ours, theirs = _arrays(tmp_path, 1), _arrays(reference)
+    ours, theirs = arrays_of(tmp_path, 1), arrays_of(reference)
     for path in (p for p in ours if p.startswith("params/")):
         source = path.replace("params/", "ema/0.9/")
         assert ours[path].tobytes() == theirs[source].tobytes()
