@@ -115,7 +115,7 @@ def child_jax(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from sampling.infill import InfillNetwork, infill
 
     model = functional(lambda rngs: DiT(**sizes(args), rngs=rngs))
-    variables = f5_tts.read(folder / "model.safetensors", model.abstract())[0]
+    params, _ = f5_tts.read(folder / "model.safetensors", model.abstract()["params"])
     batch = {k: jnp.asarray(v) for k, v in inputs(args.frames).items()}
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-5, weight_decay=0.01))
 
@@ -147,7 +147,7 @@ def child_jax(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         return infill(network, batch["cond"], known, batch["text"], None, batch["x"], grid, weight=GUIDANCE + 1).out
 
     step = jax.jit(train_step, donate_argnums=(0, 1))
-    params = variables["params"]
+    params = jax.tree.map(jnp.asarray, params)
     outputs = {"forward": np.asarray(forward(params)), "sample": np.asarray(sample(params))}
     state = [jax.tree.map(jnp.copy, params), tx.init(params)]
 
@@ -180,10 +180,10 @@ def make_weights(args: argparse.Namespace, folder: Path) -> None:
     from models.functional import functional
 
     model = functional(lambda rngs: DiT(**sizes(args), rngs=rngs))
-    leaves, tree = jax.tree.flatten(jax.jit(model.init)(jax.random.key(0)))
+    leaves, tree = jax.tree.flatten(jax.jit(model.init)(jax.random.key(0))["params"])
     rng = np.random.default_rng(1)
     leaves = [np.asarray(leaf) + 0.01 * rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
-    f5_tts.write(jax.tree.unflatten(tree, leaves), folder / "model.safetensors")
+    f5_tts.write(folder / "model.safetensors", jax.tree.unflatten(tree, leaves))
 
 
 def run_child(framework: str, threads: int, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
