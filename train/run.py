@@ -1,14 +1,16 @@
 """The composition root: a config becomes objects, the objects become a run.  Nothing below sees a config."""
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from data import pipeline
 from data.errors import UserError
@@ -19,13 +21,14 @@ from train.checkpoint import CheckpointStore, restore_variables
 from train.compile import CompiledStep, enable_compile_cache
 from train.components import call
 from train.console import Console
-from train.feed import DeviceFeed, host_view, place
+from train.feed import DeviceFeed, HostBatch, host_view, place
 from train.hooks import Evaluate, Sample, Save
 from train.loop import fit
 from train.mesh import build_mesh, describe
 from train.preempt import Preemption, Stop
 from train.profiling import Profiler
 from train.progress import Progress
+from train.state import TrainState
 from train.step import make_eval_step
 from train.workdir import ASSETS, check_config, differences, write_assets, write_config
 from train.writers import JsonlWriter, TensorBoardWriter, Writers
@@ -63,10 +66,9 @@ def train(
         enable_compile_cache()
     with contextlib.ExitStack() as closing:
         closing.callback(console.close)
-        store, best = _store(cfg, workdir)
+        store = _store(cfg, workdir)
         closing.callback(store.close)
-        resuming = store.exists()
-        strict = resuming and not allow_config_change
+        strict = store.exists() and not allow_config_change
         if strict:
             check_config(workdir, values)
 
@@ -74,44 +76,27 @@ def train(
         console.note(f"mesh: {describe(mesh)}; {jax.process_count()} process(es)")
         data = build_data(cfg, mesh)
         console.note(str(data.report))
-        assets = write_assets(workdir, data.write_assets, check=strict)
-        parts = assemble(cfg, mesh, data.shapes, assets)
+        parts = assemble(cfg, mesh, data.shapes, write_assets(workdir, data.write_assets, check=strict))
         console.note(parts.summary)
-
-        # The run's own checkpoint, else another's parameters, else chance.
-        start, meta = 0, {}
-        if resuming:
-            tree, meta = store.restore(states.to_dict(parts.abstract))
-            state, start = states.from_dict(tree), meta["step"]
-            console.note(f"resumed from {store.folder / str(start)}")
-        elif init_from is not None:
-            state = parts.create(_foreign(parts, init_from, workdir, console))
-        else:
-            state = parts.create(None)
+        run = _Run(cfg, workdir, console, mesh, data, parts)
+        state, meta = _begin(run, store, init_from)
         train_step = compile_step(cfg, mesh, parts, data.shapes, lambda report: console.note(str(report)))
         write_config(workdir, values)
 
-        put = functools.partial(place, mesh=mesh, hosts=host_view(mesh).count)
-        writers = _writers(cfg, workdir, start)
+        start = meta.get("step", 0)
+        writers = _writers(run, start)
         closing.callback(writers.close)
-        progress = _progress(cfg, parts, put.keywords["hosts"], start, writers, console)
+        progress = _progress(run, start, writers)
         progress.load(meta.get("progress", {}))
-        profiler = Profiler(workdir, **cfg.profile, note=console.note)
-        closing.callback(profiler.close)
         about = {
             "config_sha256": hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest(),
             "mesh": dict(mesh.shape),
             "evaluate_with": f"ema/{parts.average}" if parts.average else "raw",
         }
         save = Save(cfg.checkpoint["every"], store, lambda: {**about, "progress": progress.state()})
-        tell = functools.partial(_tell, store=store, best=best, writers=writers, console=console)
-        hooks = [
-            _evaluate(cfg, mesh, parts, data, put, tell),
-            _sample(cfg, parts, data, put, workdir, writers, console),
-            save,
-            profiler,
-        ]
-        feed = DeviceFeed(pipeline.loader(data.train, start), put)
+        profiler = Profiler(workdir, **cfg.profile, note=console.note)
+        closing.callback(profiler.close)
+        feed = DeviceFeed(pipeline.loader(data.train, start), run.put)
         closing.callback(feed.close)
         with Preemption(agree_every=cfg.log["every"]) as preemption:
             _, stop = fit(
@@ -120,7 +105,7 @@ def train(
                 steps=cfg.steps,
                 train_step=train_step,
                 feed=feed,
-                hooks=hooks,
+                hooks=[_evaluate(run, store, writers), _sample(run, writers), save, profiler],
                 save=save,
                 progress=progress,
                 preemption=preemption,
@@ -130,8 +115,46 @@ def train(
     return stop
 
 
-def _store(cfg: RunConfig, workdir: Path) -> tuple[CheckpointStore, str]:
-    """The store, and the metric by which it keeps the best (empty: none)."""
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What the parts of a run below are made from."""
+
+    cfg: RunConfig
+    workdir: Path
+    console: Console
+    mesh: Mesh
+    data: Data
+    parts: Parts
+
+    @property
+    def hosts(self) -> int:
+        """How many processes share a batch."""
+        return host_view(self.mesh).count
+
+    @property
+    def put(self) -> Callable[[HostBatch], dict[str, jax.Array]]:
+        """Host batch -> global arrays."""
+        return functools.partial(place, mesh=self.mesh, hosts=self.hosts)
+
+
+def _begin(run: _Run, store: CheckpointStore, init_from: str | Path | None) -> tuple[TrainState, dict[str, Any]]:
+    """The run's own checkpoint, else another's parameters, else chance; with the checkpoint's meta."""
+    parts, note = run.parts, run.console.note
+    if store.exists():
+        tree, meta = store.restore(states.to_dict(parts.abstract))
+        note(f"resumed from {store.folder / str(meta['step'])}")
+        return states.from_dict(tree), meta
+    if init_from is None:
+        return parts.create(None), {}
+    variables, meta = restore_variables(init_from, {"params": parts.abstract.params, "stats": parts.abstract.stats})
+    note(f"parameters from {init_from}, step {meta['step']}, {meta.get('evaluate_with', 'raw')}")
+    theirs = Path(init_from) / ASSETS
+    if theirs.is_dir() and (changed := differences(theirs, run.workdir / ASSETS)):
+        note(f"warning: {', '.join(changed)} differ between {theirs} and this run: inputs may mean other things")
+    return parts.create(variables), {}
+
+
+def _store(cfg: RunConfig, workdir: Path) -> CheckpointStore:
     options = dict(cfg.checkpoint)
     every, best = options.pop("every", 0), options.pop("best_metric", "")
     if options.get("keep_best"):
@@ -144,77 +167,61 @@ def _store(cfg: RunConfig, workdir: Path) -> tuple[CheckpointStore, str]:
                 f"evaluation.every; they are {every} and {interval}"
             )
     folder, larger = workdir / "checkpoints", best.startswith("-")
-    return call(CheckpointStore, options, "checkpoint", folder=folder, larger_is_better=larger), best.removeprefix("-")
+    return call(CheckpointStore, options, "checkpoint", folder=folder, larger_is_better=larger)
 
 
-def _foreign(parts: Parts, folder: str | Path, workdir: Path, console: Console) -> Any:
-    """Parameters of another run, and a warning if its symbols are not ours."""
-    wanted = {"params": parts.abstract.params, "stats": parts.abstract.stats}
-    variables, meta = restore_variables(folder, wanted)
-    console.note(f"parameters from {folder}, step {meta['step']}, {meta.get('evaluate_with', 'raw')}")
-    theirs = Path(folder) / ASSETS
-    if theirs.is_dir() and (changed := differences(theirs, workdir / ASSETS)):
-        console.note(
-            f"warning: {', '.join(changed)} differ between {theirs} and this run: inputs may mean other things"
-        )
-    return variables
-
-
-def _writers(cfg: RunConfig, workdir: Path, start: int) -> Writers:
+def _writers(run: _Run, start: int) -> Writers:
     if jax.process_index() != 0:
         return Writers()
-    return Writers(
-        [JsonlWriter(workdir, start), *([TensorBoardWriter(workdir, start)] if cfg.log["tensorboard"] else [])]
-    )
+    board = [TensorBoardWriter(run.workdir, start)] if run.cfg.log["tensorboard"] else []
+    return Writers([JsonlWriter(run.workdir, start), *board])
 
 
-def _progress(cfg: RunConfig, parts: Parts, hosts: int, start: int, writers: Writers, console: Console) -> Progress:
-    peak = flops.peak_flops()
+def _progress(run: _Run, start: int, writers: Writers) -> Progress:
+    task, hosts, peak = run.parts.task, run.hosts, flops.peak_flops()
     return Progress(
         start=start,
-        steps=cfg.steps,
-        every=cfg.log["every"],
-        unit=parts.task.unit,
-        count=lambda batch: parts.task.units(batch) * hosts,  # hosts have about equal parts
-        work=parts.task.flops,
+        steps=run.cfg.steps,
+        every=run.cfg.log["every"],
+        unit=task.unit,
+        count=lambda batch: task.units(batch) * hosts,  # hosts have about equal parts
+        work=task.flops,
         peak=peak and peak * jax.device_count(),
-        max_skipped=cfg.max_skipped,
+        max_skipped=run.cfg.max_skipped,
         writers=writers,
-        console=console,
+        console=run.console,
     )
 
 
-def _evaluate(cfg: RunConfig, mesh: Any, parts: Parts, data: Data, put: Any, tell: Any) -> Evaluate:
-    batches = list(data.evaluation)
+def _evaluate(run: _Run, store: CheckpointStore, writers: Writers) -> Evaluate:
+    cfg, average = run.cfg, run.parts.average
+    best = cfg.checkpoint["best_metric"].removeprefix("-")
+
+    def tell(step: int, means: Mapping[str, float]) -> None:
+        writers.scalars(step, "eval", means)
+        values = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
+        run.console.note(f"evaluation at step {step}: {values}")
+        if best:
+            if best not in means:
+                raise UserError(f"config.checkpoint.best_metric is {best!r}; evaluation gives {', '.join(means)}")
+            store.note_metric(step, means[best])
+
+    batches = list(run.data.evaluation)
     batches = batches[: cfg.evaluation["batches"] or len(batches)]
-    step = make_eval_step(parts.task, seed=cfg.seed, precision=cfg.precision["compute"])
-    compiled = CompiledStep(step, mesh, parts.shardings.variables(parts.average))
-    return Evaluate(cfg.evaluation["every"], batches, compiled, parts.average, put, tell)
+    step = make_eval_step(run.parts.task, seed=cfg.seed, precision=cfg.precision["compute"])
+    compiled = CompiledStep(step, run.mesh, run.parts.shardings.variables(average))
+    return Evaluate(cfg.evaluation["every"], batches, compiled, average, run.put, tell)
 
 
-def _sample(
-    cfg: RunConfig, parts: Parts, data: Data, put: Any, workdir: Path, writers: Writers, console: Console
-) -> Sample:
+def _sample(run: _Run, writers: Writers) -> Sample:
     return Sample(
-        cfg.sample["every"],
-        parts.task,
-        next(iter(data.evaluation), None),
-        parts.average,
-        put,
-        folder=workdir / "samples",
-        seed=cfg.seed,
+        run.cfg.sample["every"],
+        run.parts.task,
+        next(iter(run.data.evaluation), None),
+        run.parts.average,
+        run.put,
+        folder=run.workdir / "samples",
+        seed=run.cfg.seed,
         writers=writers,
-        console=console,
+        console=run.console,
     )
-
-
-def _tell(
-    step: int, means: Mapping[str, float], *, store: CheckpointStore, best: str, writers: Writers, console: Console
-) -> None:
-    """Results of one evaluation to wherever they are wanted."""
-    writers.scalars(step, "eval", means)
-    console.note(f"evaluation at step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in means.items()))
-    if best:
-        if best not in means:
-            raise UserError(f"config.checkpoint.best_metric is {best!r}; evaluation gives {', '.join(means)}")
-        store.note_metric(step, means[best])

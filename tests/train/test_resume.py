@@ -81,6 +81,7 @@ def test_killed_at_an_arbitrary_step(tmp_path, reference):
     _assert_same(tmp_path, reference)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_says_requeue(tmp_path, reference):
     struck = _run_struck(tmp_path, "15@12")
     assert struck.returncode == 85, struck.stderr
@@ -91,10 +92,11 @@ def test_sigterm_saves_and_says_requeue(tmp_path, reference):
     _assert_same(tmp_path, reference)
 
 
-def test_ctrl_c_saves_too(tmp_path, reference, monkeypatch):
-    monkeypatch.setenv("TOY_SIGNAL", "2@6")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 85), (signal.SIGINT, 130)])
+def test_signals_save_where_the_run_is(tmp_path, reference, monkeypatch, number, code):
+    monkeypatch.setenv("TOY_SIGNAL", f"{int(number)}@8")
     stop = train(_config(), tmp_path)
-    assert stop is not None and stop.code == 130 and checkpoint.step_folders(tmp_path / "checkpoints")[-1] < 20
+    assert stop is not None and stop.code == code and checkpoint.step_folders(tmp_path / "checkpoints")[-1] < 20
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     monkeypatch.delenv("TOY_SIGNAL")
     assert train(_config(), tmp_path) is None
@@ -112,6 +114,7 @@ def test_damaged_newest_checkpoint(tmp_path, reference, how, caplog):
     _assert_same(workdir, reference)
 
 
+@pytest.mark.slow
 def test_on_another_mesh_the_run_goes_on_with_nearly_the_same_numbers(tmp_path, reference):
     workdir = tmp_path / "run"
     shutil.copytree(reference, workdir)
