@@ -3,6 +3,7 @@
 Bad input, on the command line or later, is one line ``error: …`` on stderr and exit code 2.
 """
 
+import errno
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from data.errors import UserError
 from train.preempt import INTERRUPTED, USER_ERROR
 
 ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}  # not our bugs
 PACKAGES = ("configs", "models", "train", "sampling", "data", "launch")
 
 
@@ -43,6 +45,11 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             code = main(argv[1:]) or 0
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
+            code = USER_ERROR
+        except OSError as error:
+            if error.errno not in ENVIRONMENT:
+                raise
+            print(f"error: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr, flush=True)
             code = USER_ERROR
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)

@@ -199,5 +199,4 @@ def _coverage(params: Any, coverage: sharding.Coverage) -> str:
         f"sharding rules cover {arrays - len(coverage.unmatched)} of {arrays}"
     ]
     lines += [f"  {row.path}: {row.note}" for row in coverage.rows if row.note]
-    lines += [f"  rule {regex!r} matches no parameter" for regex in coverage.unused]
     return "\n".join(lines)

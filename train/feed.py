@@ -102,7 +102,8 @@ class DeviceFeed:
     def close(self) -> None:
         """Ends the thread and the loader's own threads; may be called twice."""
         self._closing.set()
-        while self._thread.is_alive():
+        patience = time.monotonic() + 10.0  # a reader that hangs must not keep the run from ending
+        while self._thread.is_alive() and time.monotonic() < patience:
             try:  # the thread may stand in front of a full queue
                 self._ready.get_nowait()
             except queue.Empty:

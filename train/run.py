@@ -30,7 +30,7 @@ from train.profiling import Profiler
 from train.progress import Progress
 from train.state import TrainState
 from train.step import make_eval_step
-from train.workdir import ASSETS, check_config, differences, write_assets, write_config
+from train.workdir import ASSETS, check_config, claim, differences, write_assets, write_config
 from train.writers import JsonlWriter, TensorBoardWriter, Writers
 
 
@@ -64,6 +64,7 @@ def train(
     console = console or Console(enabled=jax.process_index() == 0)
     if cfg.compile_cache:
         enable_compile_cache()
+    claim(workdir)
     with contextlib.ExitStack() as closing:
         closing.callback(console.close)
         store = _store(cfg, workdir)
@@ -92,13 +93,14 @@ def train(
             "config_sha256": hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest(),
             "mesh": dict(mesh.shape),
             "evaluate_with": f"ema/{parts.average}" if parts.average else "raw",
+            "batches": _batches(data),
         }
         save = Save(cfg.checkpoint["every"], store, lambda: {**about, "progress": progress.state()})
         profiler = Profiler(workdir, **cfg.profile, note=console.note)
         closing.callback(profiler.close)
         feed = DeviceFeed(pipeline.loader(data.train, start), run.put)
         closing.callback(feed.close)
-        with Preemption(agree_every=cfg.log["every"]) as preemption:
+        with Preemption(agree_every=cfg.log["every"] or 10) as preemption:
             _, stop = fit(
                 state,
                 start=start,
@@ -143,6 +145,8 @@ def _begin(run: _Run, store: CheckpointStore, init_from: str | Path | None) -> t
     if store.exists():
         tree, meta = store.restore(states.to_dict(parts.abstract))
         note(f"resumed from {store.folder / str(meta['step'])}")
+        if meta.get("batches", _batches(run.data)) != _batches(run.data):
+            note("warning: batches have other shapes than before, so the run goes on with other examples")
         return states.from_dict(tree), meta
     if init_from is None:
         return parts.create(None), {}
@@ -152,6 +156,11 @@ def _begin(run: _Run, store: CheckpointStore, init_from: str | Path | None) -> t
     if theirs.is_dir() and (changed := differences(theirs, run.workdir / ASSETS)):
         note(f"warning: {', '.join(changed)} differ between {theirs} and this run: inputs may mean other things")
     return parts.create(variables), {}
+
+
+def _batches(data: Data) -> list[Any]:
+    """Shapes of the batches, as JSON has them."""
+    return [{name: list(shape) for name, (shape, _) in batch.items()} for batch in data.shapes]
 
 
 def _store(cfg: RunConfig, workdir: Path) -> CheckpointStore:

@@ -5,6 +5,7 @@ disk before anything is replaced.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +22,21 @@ ASSETS = "assets"
 
 # Sections that say how a run is watched, kept and spread over devices, and not what it computes.
 MAY_CHANGE = ("log", "evaluation", "sample", "checkpoint", "profile", "mesh", "max_skipped", "compile_cache")
+
+
+def claim(workdir: Path) -> None:
+    """Makes the folder.
+
+    Raises:
+      UserError: it cannot be made or written into.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        writable = os.access(workdir, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be made: {error.strerror or error}") from None
+    if not writable:
+        raise UserError(f"--workdir={workdir} cannot be written into")
 
 
 def read_config(workdir: str | Path) -> dict[str, Any]:
@@ -41,7 +57,6 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
 def write_config(workdir: Path, config: Mapping[str, Any]) -> None:
     """Process 0 replaces ``config.json``, atomically."""
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
         integrity.write_atomically(workdir / CONFIG, json.dumps(config, indent=1) + "\n")
 
 

@@ -1,5 +1,6 @@
 """The promise of the house: a run that was stopped, killed or damaged ends like one that was not, bit for bit."""
 
+import io
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from data.errors import UserError
 from tests.train.test_checkpoint import arrays_of, damage
 from tests.train.toy_config import get_config
 from train import checkpoint, integrity, writers
+from train.console import Console
 from train.preempt import Diverged
 from train.run import train
 
@@ -46,8 +48,9 @@ def _assert_same(workdir, reference):
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("reference")
-    assert train(_config(), workdir) is None
+    workdir, text = tmp_path_factory.mktemp("reference"), io.StringIO()
+    assert train(_config(), workdir, console=Console(text)) is None
+    assert "2 executable(s) compiled for 2 batch shape(s)" in text.getvalue()
     return workdir
 
 

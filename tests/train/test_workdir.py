@@ -34,6 +34,12 @@ def test_config_of_a_folder_that_has_none(tmp_path):
         workdir.read_config(tmp_path)
 
 
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be made"):
+        workdir.claim(tmp_path / "file" / "run")
+
+
 def test_seal_finds_every_single_bit(tmp_path):
     body = bytes(range(40))
     (tmp_path / "deep").mkdir()
