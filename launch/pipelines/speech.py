@@ -32,6 +32,8 @@ from train.tasks.speech import SpeechTask
 from train.workdir import ASSETS, read_config
 
 Vocoder = Callable[[np.ndarray, np.ndarray, jax.Array], jax.Array]  # log-mel [b, t, m], lengths [b], keys [b] -> waves
+Settings = tuple[tuple[float, ...], str, bool]  # times, solver, guided
+SPARE = 1.5  # a compiled shape is used again if it costs at most that many times the work
 MOST_SECONDS = 60.0  # of reference and new speech together; attention grows with the square
 
 
@@ -93,13 +95,14 @@ class SpeechPipeline:
       rows: the largest batch.
 
     Attributes:
-      compiled: how many programs have been compiled so far.
+      programs: what has been compiled so far, by settings and shape (rows, frames, symbols).
+      seconds: spent in sampling and in the vocoder so far, compilation of the former left out.
     """
 
     def __init__(self, task: SpeechTask, variables: Variables, vocoder: Vocoder | None = None, rows: int = 8):
         self.task, self.variables, self.rows = task, variables, rows
         self.vocoder = vocoder or task.griffin_lim
-        self.compiled = 0
+        self.programs: dict[tuple[Settings, tuple[int, int, int]], Callable[..., Any]] = {}
         self.seconds = {"sampling": 0.0, "vocoder": 0.0}
         self._run = jax.jit(self._infill, static_argnames=("settings",))
 
@@ -158,9 +161,10 @@ class SpeechPipeline:
             raise UserError(str(error)) from error
         if not cfg_strength >= 0.0:
             raise UserError(f"cfg_strength is {cfg_strength}; expected 0 (no guidance) or more")
-        settings = (tuple(grid.tolist()), method, cfg_strength >= 1e-5)
+        settings: Settings = (tuple(grid.tolist()), method, cfg_strength >= 1e-5)
 
-        order = sorted(range(len(requests)), key=lambda i: prepared[i].frames)
+        # The longest first: what is compiled for them often serves the rest.
+        order = sorted(range(len(requests)), key=lambda i: -prepared[i].frames)
         answers: dict[int, Spoken] = {}
         for group in (order[i : i + self.rows] for i in range(0, len(order), self.rows)):
             parts = [prepared[i] for i in group]
@@ -212,28 +216,40 @@ class SpeechPipeline:
             )
         return _Prepared(clip, ids, int(least[0]), request.seed)
 
-    def _sample(self, group: Sequence[_Prepared], weight: float, settings: Any) -> tuple[list[np.ndarray], int]:
+    def _sample(self, group: Sequence[_Prepared], weight: float, settings: Settings) -> tuple[list[np.ndarray], int]:
         """Log-mels of the new speech of one padded batch, and network calls per row."""
-        start = time.perf_counter()
-        rows = 1 << (len(group) - 1).bit_length()
-        frames, symbols = bucket(max(p.frames for p in group), 64), bucket(max(len(p.ids) for p in group), 32)
+        shape = self._shape(len(group), max(p.frames for p in group), max(len(p.ids) for p in group), settings)
+        rows, frames, symbols = shape
         padded = [*group, *[group[-1]] * (rows - len(group))]
         clip = np.zeros((rows, frames, self.task.spec.n_mels), np.float32)
         for row, p in zip(clip, padded, strict=True):
             row[: len(p.clip)] = p.clip
-        mel, calls = self._run(
-            self.variables,
+        arrays = (
             clip,
             np.array([len(p.clip) for p in padded], np.int32),
             pad_ids([p.ids for p in padded], symbols),
             np.array([p.frames for p in padded], np.int32),
             np.array([p.seed for p in padded], np.uint32),
             np.float32(weight),
-            settings=settings,
         )
+        if (settings, shape) not in self.programs:
+            lowered = self._run.lower(self.variables, *arrays, settings=settings)
+            self.programs[settings, shape] = lowered.compile()
+        start = time.perf_counter()
+        mel, calls = self.programs[settings, shape](self.variables, *arrays)
         mel = np.asarray(mel)
         self.seconds["sampling"] += time.perf_counter() - start
         return [mel[i, len(p.clip) : p.frames] for i, p in enumerate(group)], int(calls)
+
+    def _shape(self, rows: int, frames: int, symbols: int, settings: Settings) -> tuple[int, int, int]:
+        """The smallest compiled shape that fits without much waste, or the one to compile."""
+        new = (1 << (rows - 1).bit_length(), bucket(frames, 64), bucket(symbols, 32))
+        compiled = [shape for known, shape in self.programs if known == settings]
+        fitting = [
+            s for s in compiled if all(have >= need for have, need in zip(s, (rows, frames, symbols), strict=True))
+        ]
+        best = min(fitting, key=lambda s: s[0] * s[1], default=new)
+        return best if best[0] * best[1] <= SPARE * new[0] * new[1] else new
 
     def _infill(
         self,
@@ -245,10 +261,9 @@ class SpeechPipeline:
         seeds: jax.Array,
         weight: jax.Array,
         *,
-        settings: tuple[tuple[float, ...], str, bool],
+        settings: Settings,
     ) -> tuple[jax.Array, jax.Array]:
         """The whole of sampling as one program: log-mel [b, t, m]."""
-        self.compiled += 1  # runs when traced, not when called
         times, method, guided = settings
         frames = clip.shape[1]
         result = infill(

@@ -62,10 +62,21 @@ def test_few_programs_are_compiled(workdir, clip):
     for text, duration in (("ab", 0.1), ("ab cd", 0.15), ("ab cd ef", 0.12)):  # of one bucket
         for strength in (0.5, 2.0):  # traced
             voice(text, clip, "gh ef", steps=3, cfg_strength=strength, seed=len(text), duration=duration)
-    assert voice.compiled == 1
+    assert len(voice.programs) == 1
     request = Request("ab", clip, "cd", duration=0.1)
     calls = [voice.batch([request], steps=3, cfg_strength=strength)[0].network_calls for strength in (2.0, 0.0)]
-    assert calls == [6, 3] and voice.compiled == 2
+    assert calls == [6, 3] and len(voice.programs) == 2
+
+
+def test_a_compiled_shape_serves_what_is_a_little_shorter(workdir, clip):
+    voice = load(workdir)
+    requests = [Request("ab cd", clip, "cd ef", duration=d) for d in (0.05, 0.2, 0.4)]
+    for group in (requests, requests[::-1]):
+        for request in sorted(group, key=lambda r: -(r.duration or 0)):
+            voice.batch([request], steps=2)
+    assert len(voice.programs) == 1
+    voice.batch([Request("ab cd", clip, "cd ef", duration=2.0)], steps=2)
+    assert len(voice.programs) == 2
 
 
 def test_duration_and_speed(voice, clip):
