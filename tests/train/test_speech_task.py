@@ -42,9 +42,21 @@ def variables(task):
     )
 
 
-def flow(task, variables, batch, key=KEY):
-    output = jax.jit(task.loss)(variables, batch, key, CONTEXT)
-    return output.terms["flow"], output.metrics
+@pytest.fixture(scope="module")
+def loss(task):
+    """(variables, batch, key) -> the flow term and the metrics; compiled once for each shape."""
+    compiled = jax.jit(lambda variables, batch, key: task.loss(variables, batch, key, CONTEXT))
+
+    def run(variables, batch, key=KEY):
+        output = compiled(variables, batch, key)
+        return output.terms["flow"], output.metrics
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def evaluate(task):
+    return jax.jit(task.evaluate)
 
 
 def test_it_is_a_task_whose_every_parameter_has_a_rule(task):
@@ -54,61 +66,59 @@ def test_it_is_a_task_whose_every_parameter_has_a_rule(task):
     assert not coverage.unmatched
 
 
-def test_loss_does_not_depend_on_padding(task, variables, folder):
-    short, _ = flow(task, variables, make_batch(folder, TEXTS, frames=40, symbols=12))
-    long, _ = flow(task, variables, make_batch(folder, TEXTS, frames=72, symbols=20))
+def test_loss_does_not_depend_on_padding(loss, variables, folder):
+    short, _ = loss(variables, make_batch(folder, TEXTS))
+    long, _ = loss(variables, make_batch(folder, TEXTS, frames=72, symbols=20))
     np.testing.assert_allclose(long.sum, short.sum, rtol=1e-5)
     assert float(long.weight) == float(short.weight)
 
 
-def test_microbatches_and_order_add_up_to_the_whole(task, variables, folder):
+def test_microbatches_and_order_add_up_to_the_whole(loss, variables, folder):
     batch = make_batch(folder, TEXTS)
-    whole, metrics = flow(task, variables, batch)
-    parts = [flow(task, variables, {k: v[rows] for k, v in batch.items()})[0] for rows in ([2, 0], [1, 3])]
+    whole, metrics = loss(variables, batch)
+    parts = [loss(variables, {k: v[rows] for k, v in batch.items()})[0] for rows in ([2, 0], [1, 3])]
     np.testing.assert_allclose(sum(p.sum for p in parts), whole.sum, rtol=1e-5)
     assert float(sum(p.weight for p in parts)) == float(whole.weight)
     np.testing.assert_allclose(sum(pair[0] for pair in metrics.values()), whole.sum, rtol=1e-5)
 
 
-def test_filling_rows_count_nothing(task, variables, folder):
+def test_filling_rows_count_nothing(loss, evaluate, variables, folder):
     batch = make_batch(folder, TEXTS)
     batch["mask"] = np.array([1, 0, 1, 0], np.float32)
-    some = {k: v[[0, 2]] for k, v in batch.items()}
-    for got, want in (
-        (flow(task, variables, batch)[0], flow(task, variables, some)[0]),
-        (jax.jit(task.evaluate)(variables, batch, KEY)["loss"], jax.jit(task.evaluate)(variables, some, KEY)["loss"]),
-    ):
-        np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
-        assert float(got[1]) == float(want[1])
+    other = {k: v.copy() for k, v in batch.items()}
+    other["mel"][[1, 3]] = 5.0
+    other["mel_lengths"][[1, 3]] = 7
+    results = [(loss(variables, b)[0], evaluate(variables, b, KEY)["loss"]) for b in (batch, other)]
+    for (a_sum, a_weight, *_), (b_sum, b_weight, *_) in zip(*results, strict=True):
+        np.testing.assert_allclose(a_sum, b_sum, rtol=1e-6)
+        assert float(a_weight) == float(b_weight) > 0
 
 
-def test_evaluation_is_the_mean_over_its_buckets_and_repeats_itself(task, variables, folder):
+def test_evaluation_is_the_mean_over_its_buckets_and_repeats_itself(evaluate, variables, folder):
     batch = make_batch(folder, TEXTS)
-    first = jax.jit(task.evaluate)(variables, batch, KEY)
-    again = jax.jit(task.evaluate)(variables, batch, KEY)
+    first, again = evaluate(variables, batch, KEY), evaluate(variables, batch, KEY)
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), first, again))
     assert len(first) == 6 and all(float(v[1]) > 0 for v in first.values())
     means = [float(v[0] / v[1]) for name, v in first.items() if name != "loss"]
     assert float(first["loss"][0] / first["loss"][1]) == pytest.approx(np.mean(means), rel=1e-5)
 
 
-def test_a_network_that_knows_nothing_has_the_loss_of_chance(task, folder):
+def test_a_network_that_knows_nothing_has_the_loss_of_chance(task, loss, folder):
     """Fresh output layers are zero, so the velocity's mean square is what is left: about Var(data) + Var(noise)."""
-    batch = make_batch(folder, TEXTS * 16)
-    term, _ = flow(task, jax.jit(task.init)(KEY), batch)
+    batch, fresh = make_batch(folder, TEXTS), jax.jit(task.init)(KEY)
+    terms = [loss(fresh, batch, jax.random.key(i))[0] for i in range(12)]
     inside = np.arange(batch["mel"].shape[1]) < batch["mel_lengths"][:, None]
     square = np.square((batch["mel"][inside] - task.mean) / task.std).mean()
-    assert float(term.sum / term.weight) == pytest.approx(square + 1.0, rel=0.05)
+    assert float(sum(t.sum for t in terms) / sum(t.weight for t in terms)) == pytest.approx(square + 1.0, rel=0.05)
 
 
-def test_dropout_changes_the_loss_and_belongs_to_the_row(folder, variables):
-    dropping = make_task(folder, dropout=0.5)
+def test_dropout_changes_the_loss_and_belongs_to_the_row(folder, loss, variables):
     batch = make_batch(folder, TEXTS)
-    on, again = flow(dropping, variables, batch)[0], flow(dropping, variables, batch)[0]
-    off = flow(make_task(folder), variables, batch)[0]
-    assert float(on.sum) == float(again.sum) and abs(float(on.sum / off.sum) - 1.0) > 1e-3
-    alone = [flow(dropping, variables, {k: v[[i]] for k, v in batch.items()})[0] for i in range(4)]
-    np.testing.assert_allclose(sum(a.sum for a in alone), on.sum, rtol=1e-5)
+    dropping = jax.jit(lambda batch: make_task(folder, dropout=0.5).loss(variables, batch, KEY, CONTEXT).terms["flow"])
+    on, off = dropping(batch), loss(variables, batch)[0]
+    assert abs(float(on.sum / off.sum) - 1.0) > 1e-3
+    parts = [dropping({k: v[rows] for k, v in batch.items()}) for rows in ([3, 0], [2, 1])]
+    np.testing.assert_allclose(sum(p.sum for p in parts), on.sum, rtol=1e-5)
 
 
 def test_normalised_mel_is_padded_with_zeros_and_comes_back(task, folder):
