@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -132,3 +134,23 @@ def test_the_whole_folder_passes(tmp_path):
     assert {row.mode for row in report.rows if row.name.startswith("single_")} == {"exact"}
     for later in ("vocos_same.npz", "forward_mmdit.npz", "resample.npz", "pipeline.json"):
         assert later in report.unchecked
+
+
+def test_the_command_exits_by_its_verdict(tmp_path):
+    copy(tmp_path, "schedules.json")
+
+    def run(*flags: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "launch.run_verify", *flags]
+        return subprocess.run(command, cwd=GOLDEN.parents[2], capture_output=True, text=True, timeout=300)
+
+    flags = ("--family=f5_tts", f"--golden={tmp_path}", f"--json={tmp_path / 'rows.json'}")
+    good = run(*flags)
+    assert good.returncode == 0 and "2 of 2 rows ok" in good.stdout, good.stderr
+    content = json.loads((tmp_path / "schedules.json").read_text())
+    content["lr"]["value_used_at_update"]["10"] *= 1.001
+    (tmp_path / "schedules.json").write_text(json.dumps(content))
+    bad = run(*flags)
+    assert bad.returncode == 1 and "FAILED" in bad.stdout
+    assert json.loads((tmp_path / "rows.json").read_text())["failed"] == 1
+    unknown = run("--family=f6", f"--golden={tmp_path}")
+    assert unknown.returncode == 2 and "--family=f6 is not known" in unknown.stderr
