@@ -123,7 +123,7 @@ def _free_port():
         return s.getsockname()[1]
 
 
-def _two_processes(workdir, *arguments, environments=({}, {})):
+def _two_processes(workdir, *arguments, environments):
     cluster = [f"--coordinator=localhost:{_free_port()}", "--num_processes=2", "--start_timeout=120"]
     one = "--xla_force_host_platform_device_count=1"
     started = [
@@ -143,23 +143,23 @@ def _two_processes(workdir, *arguments, environments=({}, {})):
 
 @pytest.mark.slow
 def test_two_processes_equal_one_and_stop_together(tmp_path):
-    codes, texts = _two_processes(tmp_path / "two", "--config.steps=3", "--config.optim.warmup_steps=0")
-    assert codes == [0, 0], texts
+    struck = ({}, {"TOY_SIGNAL": "15@12"})  # one of the two is told to stop
+    intervals = ["--config.checkpoint.every=3", "--config.checkpoint.keep_every=3"]
+    codes, texts = _two_processes(tmp_path / "two", *intervals, environments=struck)
+    assert codes == [85, 85], texts
+    assert "step 3/20" in texts[0] and "step 3/20" not in texts[1], "one process speaks"
+    steps = checkpoint.step_folders(tmp_path / "two" / "checkpoints")
+    assert steps[0] == 3 and steps[-1] < 20
+    assert checkpoint.read_meta(tmp_path / "two" / "checkpoints" / "3")["processes"] == 2
+
     config: Any = get_config()
-    config.steps, config.optim.warmup_steps = 3, 0
-    train(config, tmp_path / "one")
+    config.checkpoint.every = config.checkpoint.keep_every = 3
+    assert train(config, tmp_path / "one") is None
     ours, theirs = (arrays_of(tmp_path / name, 3) for name in ("two", "one"))
     assert ours.keys() == theirs.keys()
     for path, a in theirs.items():
         scale = np.abs(a).max() + 1e-30  # of the array: Adam turns rounding of a tiny gradient into a visible digit
         assert np.abs(ours[path] - a).max() <= 1e-5 * scale, path
-    a, b = (writers.read(tmp_path / name, "train")[-1] for name in ("two", "one"))
+    a, b = (writers.read(tmp_path / name, "train")[0] for name in ("two", "one"))
     assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
-    assert "step 3/3" in texts[0] and "step 3/3" not in texts[1], "one process speaks"
-
-    struck = ({}, {"TOY_SIGNAL": "15@8"})  # one of the two is told; both save the same step and leave
-    codes, texts = _two_processes(tmp_path / "stopped", environments=struck)
-    assert codes == [85, 85], texts
-    saved = checkpoint.step_folders(tmp_path / "stopped" / "checkpoints")[-1]
-    assert saved < 20 and checkpoint.read_meta(tmp_path / "stopped" / "checkpoints" / str(saved))["processes"] == 2
-    assert train(get_config(), tmp_path / "stopped") is None  # type: ignore[arg-type]  # and one goes on
+    assert train(config, tmp_path / "two") is None, "one process goes on where two stopped"

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from configs import f5_tts
+from data.audio import save_wav
 from data.errors import UserError
 from tests.train.test_checkpoint import arrays_of, damage
 from tests.train.toy_config import get_config
 from train import checkpoint, integrity, writers
 from train.console import Console
-from train.preempt import Diverged
+from train.preempt import STOPS, Diverged, Preemption
 from train.run import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,8 +40,8 @@ def _records(workdir):
     ]
 
 
-def _assert_same(workdir, reference):
-    ours, theirs = arrays_of(workdir), arrays_of(reference)
+def _assert_same(workdir, reference, step=20):
+    ours, theirs = arrays_of(workdir, step), arrays_of(reference, step)
     assert ours.keys() == theirs.keys() and len(ours) > 25  # parameters, moments, two averages, counters
     for path, a in ours.items():
         assert a.tobytes() == theirs[path].tobytes(), path
@@ -52,6 +54,24 @@ def reference(tmp_path_factory):
     assert train(_config(), workdir, console=Console(text)) is None
     assert "2 executable(s) compiled for 2 batch shape(s)" in text.getvalue()
     return workdir
+
+
+def _speech(folder):
+    """A folder of chirps with names, and the config of a tiny run on them."""
+    (folder / "wavs").mkdir(parents=True)
+    words, lines = ("one", "two", "three", "four"), []
+    for i in range(12):
+        t = np.arange(8000 + 400 * (i % 3)) / 8000
+        save_wav(folder / "wavs" / f"c{i}.wav", 0.3 * np.sin(2 * np.pi * (300 + 40 * i) * t * (1 + 0.2 * t)), 8000)
+        lines.append(f"c{i}|{words[i % 4]} {words[i // 4]}")
+    (folder / "metadata.csv").write_text("\n".join(lines))
+    config: Any = f5_tts.get_config("tiny")
+    config.update_from_flattened_dict(
+        {"steps": 6, "data.dir": str(folder), "data.eval_fraction": 0.2, "evaluation.every": 2, "checkpoint.every": 2,
+         "data.max_batch": 8, "data.mel.sample_rate": 8000, "data.mel.n_fft": 256, "data.mel.hop": 64,
+         "data.mel.win": 256, "data.mel.n_mels": 16, "data.frames_per_batch": 8192, "compile_cache": False}
+    )  # fmt: skip
+    return config
 
 
 def _run_struck(workdir, signal_at):
@@ -126,6 +146,20 @@ def test_on_another_mesh_the_run_goes_on_with_nearly_the_same_numbers(tmp_path, 
     ours, theirs = arrays_of(workdir), arrays_of(reference)
     for path, a in theirs.items():
         np.testing.assert_allclose(ours[path], a, rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.slow
+def test_speech_too_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    monkeypatch.setenv("MURMURATION_CACHE", str(tmp_path / "cache"))
+    config = _speech(tmp_path / "clips")
+    assert train(config, tmp_path / "whole") is None
+    stop_at_3 = lambda self, step: STOPS[signal.SIGTERM] if step == 3 else None  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr(Preemption, "check", stop_at_3)
+        assert train(config, tmp_path / "cut") == STOPS[signal.SIGTERM]
+    assert checkpoint.step_folders(tmp_path / "cut" / "checkpoints") == [2, 3]
+    assert train(config, tmp_path / "cut") is None
+    _assert_same(tmp_path / "cut", tmp_path / "whole", step=6)
 
 
 def test_config_drift_is_refused_and_named_unless_allowed(tmp_path, reference):
