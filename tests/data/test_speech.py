@@ -8,6 +8,7 @@ import pytest
 from data.audio import MelSpec, load_audio, load_mel, log_mel
 from data.errors import UserError
 from data.speech import SpeechData
+from data.speech_source import CORPUS, read_source
 from data.text import Tokenizer
 from tests.data.conftest import write_folder
 
@@ -133,3 +134,16 @@ def test_settings_that_cannot_work_are_refused(speech_folder: Path):
         SpeechData(str(speech_folder), frames_per_batch=50)
     with pytest.raises(UserError, match=r"data\.mel\.hops is not a key"):
         SpeechData(str(speech_folder), mel={"hops": 1})
+
+
+def test_the_shipped_corpus_is_small_whole_and_split():
+    found, problems = read_source("")
+    assert not problems and len(found) == 1240 and len({u.text for u in found}) == 1240
+    assert sum(u.split == "eval" for u in found) == 40
+    assert sum(p.stat().st_size for p in CORPUS.rglob("*")) < 5e6
+    assert {w for u in found for w in u.text.rstrip(".").split()} == {
+        "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"
+    }  # fmt: skip
+    for u in (found[0], found[-1]):
+        wave = load_audio(u.audio, 24000)
+        assert len(wave) == round(0.0615 * 24000 * (len(u.text) + 1)) and 0.05 < np.abs(wave).max() <= 1.0
