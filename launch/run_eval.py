@@ -55,7 +55,11 @@ def main(argv: list[str]) -> None:
         result = speech.evaluate(voice, judge, cases, **(defaults | options))
         rows.append({"names": names, "result": result})
         title = ", ".join(f"{axis} {name}" for axis, name in names.items()) or "generated"
-        print(f"{title:<36} WER {result.wer}  chance {result.chance.rate:.2f}  RTF {result.rtf:.3f}", flush=True)
+        print(
+            f"{title:<36} WER {result.wer}  chance {result.chance.rate:.2f}  RTF {result.rtf:.3f} "
+            f"({result.rtf_sampling:.3f} sampling)",
+            flush=True,
+        )
 
     out = Path(OUT.value or Path(WORKDIR.value) / "eval")
     try:

@@ -54,6 +54,7 @@ class Judged:
       chance: the same waves against other sentences' words.
       network_calls: per utterance.
       rtf: seconds of sampling and vocoding per second of speech, in one batch, compilation left out.
+      rtf_sampling: the part of it that is sampling.
     """
 
     options: Mapping[str, Any]
@@ -61,6 +62,7 @@ class Judged:
     chance: ErrorRate
     network_calls: int
     rtf: float
+    rtf_sampling: float
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -134,21 +136,27 @@ def evaluate(pipeline: SpeechPipeline, judge: Recogniser, cases: Sequence[Case],
     spoken = speak(pipeline, cases, **options)
     said = [split_words(case.text) for case in cases]
     heard = [judge.transcribe(s.wave, s.sample_rate) for s in spoken]
+    rtf, rtf_sampling = _real_time_factors(pipeline, cases[: pipeline.rows], options)
     return Judged(
         options=options,
         wer=error_rate(said, heard),
         chance=chance(said, heard),
         network_calls=spoken[0].network_calls,
-        rtf=_real_time_factor(pipeline, cases[: pipeline.rows], options),
+        rtf=rtf,
+        rtf_sampling=rtf_sampling,
     )
 
 
-def _real_time_factor(pipeline: SpeechPipeline, cases: Sequence[Case], options: Mapping[str, Any]) -> float:
-    """Of one batch, the second time, when everything is compiled."""
+def _real_time_factors(
+    pipeline: SpeechPipeline, cases: Sequence[Case], options: Mapping[str, Any]
+) -> tuple[float, float]:
+    """Of one batch, the second time, when everything is compiled: as a whole, and its sampling alone."""
     speak(pipeline, cases, **options)
-    start = time.perf_counter()
+    start, sampling = time.perf_counter(), pipeline.seconds["sampling"]
     spoken = speak(pipeline, cases, **options)
-    return (time.perf_counter() - start) / sum(len(s.wave) / s.sample_rate for s in spoken)
+    taken = time.perf_counter() - start, pipeline.seconds["sampling"] - sampling
+    seconds = sum(len(s.wave) / s.sample_rate for s in spoken)
+    return taken[0] / seconds, taken[1] / seconds
 
 
 def chance(said: Sequence[Sequence[str]], heard: Sequence[Sequence[str]]) -> ErrorRate:
@@ -212,6 +220,9 @@ def draw(path: str | Path, rows: Sequence[Mapping[str, Any]], known: Mapping[str
     for level, (name, rate) in enumerate(known.items()):
         axis.axhline(rate.rate, linestyle="--", linewidth=1, color=f"C{7 + level}", label=name)
     axis.set(xlabel="network calls per utterance", ylabel="word error rate", xscale="log", ylim=(0, None))
+    calls = sorted({row["result"].network_calls for row in rows})
+    axis.set_xticks(calls, [str(n) for n in calls])
+    axis.minorticks_off()
     axis.legend(fontsize=8)
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
