@@ -126,9 +126,10 @@ def prepare(utterances: Sequence[Utterance], sample_rate: int, cache: Path | Non
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not (folder / "index.json").is_file():  # another process may have made it meanwhile
                     _write(utterances, sample_rate, folder)
-        except OSError as e:
+        except (OSError, RuntimeError) as e:  # array_record reports a full disk as RuntimeError
+            shutil.rmtree(folder, ignore_errors=True)
             raise UserError(
-                f"{folder}: cannot write the prepared audio ({e.strerror or e}); "
+                f"{folder}: cannot write the prepared audio ({getattr(e, 'strerror', None) or e}); "
                 "free some space or set MURMURATION_CACHE to another folder"
             ) from e
     return SpeechStore(folder)

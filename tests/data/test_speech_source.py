@@ -179,6 +179,22 @@ def test_an_unwritable_cache_is_explained(tmp_path: Path, monkeypatch: pytest.Mo
         prepare(read_source(folder)[0], 24000)
 
 
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = write_folder(tmp_path / "speech", {"a": ("one", 0.5)})
+    found = read_source(folder)[0]
+
+    def full(self) -> None:
+        (tmp_path / "cache" / "speech" / speech_builder.fingerprint(found, 24000) / "half").mkdir(parents=True)
+        raise RuntimeError("write() failed: No space left on device")
+
+    monkeypatch.setenv("MURMURATION_CACHE", str(tmp_path / "cache"))
+    with monkeypatch.context() as broken, pytest.raises(UserError, match=r"No space left on device.*free some space"):
+        broken.setattr(speech_builder.SpeechFolder, "download_and_prepare", full)
+        prepare(found, 24000)
+    assert [p.suffix for p in (tmp_path / "cache" / "speech").iterdir()] == [".lock"]
+    assert prepare(found, 24000).wave(0).shape == (12000,)
+
+
 def test_the_prepared_folder_is_an_ordinary_tfds_data_set(speech_folder: Path):
     import tensorflow_datasets as tfds
 
