@@ -1,9 +1,10 @@
 """Convolutions over time, [b, t, channels].
 
-XLA's grouped convolutions on CPU are slow, above all in the backward pass. On CPU they are therefore written as sums
-of shifted products or as batched matrix products; the results equal ``lax.conv`` up to rounding.
+XLA's grouped convolutions on CPU are slow in places, the gradient of the kernel above all (a hundred times the forward
+pass). There the same numbers are computed another way; everything stays differentiable to any order and in both modes.
 """
 
+import functools
 import math
 
 import jax
@@ -21,47 +22,73 @@ def conv1d(x: jax.Array, kernel: jax.Array, *, groups: int = 1, impl: str = "aut
     Args:
       x: [b, t, c_in].
       kernel: [width, c_in / groups, c_out].
-      impl: "lax", "shift" (depthwise only), "blocks", "unfold", or "auto": lax on accelerators, the fastest equal form
-        on CPU.
+      impl: "lax", "shift" (depthwise), "blocks" (few channels per group), "gradient" (lax with another kernel
+        gradient), or "auto": lax on accelerators, the fastest of them on CPU.
 
     Returns:
       [b, t, c_out].
     """
     if kernel.shape[0] % 2 == 0:
         raise ValueError(f"kernel width is {kernel.shape[0]}; only odd widths keep the length")
-    depthwise = kernel.shape[1] == 1 and groups == kernel.shape[2]
     if impl == "auto":
-        on_cpu = jax.default_backend() == "cpu"
-        grouped = "blocks" if kernel.shape[1] <= 16 else "unfold"  # Toeplitz matrices grow with the square of a group
-        impl = "lax" if not on_cpu or groups == 1 else "shift" if depthwise else grouped
+        impl = _best(kernel, groups)
     if impl == "shift":
         return _shift(x, kernel)
-    if impl == "blocks":
-        return _blocks(x, kernel, groups)
-    if impl == "unfold":
-        return _unfold(x, kernel, groups)
-    pad = kernel.shape[0] // 2
+    return {"lax": _lax, "blocks": _blocks, "gradient": _gradient}[impl](x, kernel, groups)
+
+
+def _best(kernel, groups) -> str:
+    _, per_group, c_out = kernel.shape
+    if jax.default_backend() != "cpu" or groups == 1:
+        return "lax"
+    if per_group == 1 and groups == c_out:
+        return "shift"
+    return "blocks" if per_group <= 16 else "gradient"  # the Toeplitz matrices grow with the square of a group
+
+
+def _lax(x, kernel, groups, pad=None):
+    pad = kernel.shape[0] // 2 if pad is None else pad
     return jax.lax.conv_general_dilated(
         x, kernel, (1,), [(pad, pad)], dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=groups
     )
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _gradient(x, kernel, groups):
+    return _lax(x, kernel, groups)
+
+
+@functools.partial(_gradient.defjvp, symbolic_zeros=True)
+def _gradient_jvp(groups, primals, tangents):
+    (x, kernel), (dx, dkernel) = primals, tangents
+    (b, t, _), width = x.shape, kernel.shape[0]
+
+    def kernel_gradient(cotangent):
+        """Correlates x with the cotangent as one more grouped convolution: input channels as batch, time as width."""
+        rows = jnp.pad(x, ((0, 0), (width // 2, width // 2), (0, 0)))
+        rows = rows.reshape(b, t + width - 1, groups, -1).transpose(3, 1, 2, 0).reshape(-1, t + width - 1, groups * b)
+        return _lax(rows, cotangent.transpose(1, 0, 2), groups, pad=0).transpose(1, 0, 2)
+
+    out = _lax(x, kernel, groups)
+    tangent = jnp.zeros_like(out)
+    if not isinstance(dx, jax.custom_derivatives.SymbolicZero):
+        tangent += _lax(dx, kernel, groups)
+    if not isinstance(dkernel, jax.custom_derivatives.SymbolicZero):
+        # Linear in dkernel and equal to conv(x, dkernel), but in reverse mode its transpose is kernel_gradient.
+        tangent += jax.linear_transpose(kernel_gradient, out)(dkernel)[0]
+    return out, tangent
+
+
 def _shift(x, kernel):
-    """Depthwise: sum over taps of the shifted input times the tap's weights."""
-    width, t = kernel.shape[0], x.shape[1]
-    padded = jnp.pad(x, ((0, 0), (width // 2, width // 2), (0, 0)))
-    return sum(padded[:, i : i + t] * kernel[i, 0] for i in range(width))
+    """Depthwise: sum over taps of the shifted input times the tap's weights.
 
-
-def _unfold(x, kernel, groups):
-    """Grouped: the frames under the kernel side by side, then one matrix product per group."""
-    (width, c_in, c_out), (b, t, _) = kernel.shape, x.shape
+    The weights are spread over the frames by a product with ones, because its transpose, which sums the kernel's
+    gradient over frames, then is a matrix product too; XLA's own reduction there takes 20 times as long.
+    """
+    width, (b, t, c) = kernel.shape[0], x.shape
     padded = jnp.pad(x, ((0, 0), (width // 2, width // 2), (0, 0)))
-    padded = padded.reshape(b, -1, groups, c_in).transpose(2, 0, 1, 3)
-    windows = jnp.concatenate([padded[:, :, i : i + t] for i in range(width)], -1)
-    taps = kernel.reshape(width * c_in, groups, c_out // groups).transpose(1, 0, 2)
-    y = jnp.matmul(windows.reshape(groups, b * t, -1), taps)
-    return y.reshape(groups, b, t, -1).transpose(1, 2, 0, 3).reshape(b, t, c_out)
+    ones = jnp.ones((b * t, 1), kernel.dtype)
+    return sum(padded[:, i : i + t] * (ones @ kernel[i]).reshape(b, t, c) for i in range(width))
 
 
 def _blocks(x, kernel, groups, block: int = 8):

@@ -124,27 +124,28 @@ def partial_softmax(q, k, v, seen, bias, scale):
     """Attention over some of the keys, not yet normalised.
 
     Returns ``(numerator [b, tq, h, d], largest score [b, h, tq, 1], denominator [b, h, tq, 1])`` in float32, which
-    ``merge`` and ``normalise`` finish. Where nothing is seen, numerator and denominator are 0 and the largest score
+    ``normalise`` finishes. Where nothing is seen, numerator and denominator are 0 and the largest score
     is finite.
     """
     b, tq, h, d = q.shape
-    hk = k.shape[2]
+    hk, tk = k.shape[2:0:-1]
     wide = accumulation_dtype(q.dtype)
-    grouped = (q * jnp.asarray(scale, q.dtype)).reshape(b, tq, hk, h // hk, d)
-    scores = jnp.einsum("bqhgd,bkhd->bhgqk", grouped, k, preferred_element_type=wide)
-    scores = scores.reshape(b, h, tq, -1)
+    # Rows of one key head next to each other: plain batched products, which every backend runs well.
+    rows = (q * jnp.asarray(scale, q.dtype)).transpose(0, 2, 1, 3).reshape(b, hk, h // hk * tq, d)
+    keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    scores = jnp.einsum("bhqd,bhkd->bhqk", rows, keys, preferred_element_type=wide).reshape(b, h, tq, tk)
     if bias is not None:
         scores = scores + bias.astype(wide)
     if seen is not None:
         scores = jnp.where(seen, scores, jnp.finfo(wide).min)
     top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
     weights = jnp.exp(scores - top)
-    if seen is not None:
-        weights = jnp.where(seen, weights, 0)  # rows without any key would weigh all of them alike
     total = weights.sum(-1, keepdims=True)
-    grouped = weights.astype(v.dtype).reshape(b, hk, h // hk, tq, -1)
-    out = jnp.einsum("bhgqk,bkhd->bqhgd", grouped, v, preferred_element_type=wide)
-    return out.reshape(b, tq, h, d), top, total
+    if seen is not None:
+        total = jnp.where(top > jnp.finfo(wide).min, total, 0)  # a row without keys has weighed all of them alike
+    weights = weights.astype(v.dtype).reshape(b, hk, h // hk * tq, tk)
+    out = jnp.einsum("bhqk,bhkd->bhqd", weights, values, preferred_element_type=wide).reshape(b, h, tq, d)
+    return out.transpose(0, 2, 1, 3), top, total
 
 
 def normalise(numerator: jax.Array, total: jax.Array) -> jax.Array:

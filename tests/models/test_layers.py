@@ -24,7 +24,8 @@ def normal(*shape, seed=0):
         ("blocks", 1, 8, 8, 5, 4),
         ("blocks", 13, 8, 12, 31, 4),
         ("blocks", 16, 6, 6, 3, 1),
-        ("unfold", 13, 8, 12, 31, 4),
+        ("gradient", 13, 8, 12, 31, 4),
+        ("gradient", 6, 4, 4, 3, 2),
         ("auto", 5, 4, 6, 3, 2),
     ],
 )
@@ -40,6 +41,23 @@ def test_convolutions_equal_lax_with_gradients(impl, t, c_in, c_out, width, grou
         return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(x, kernel)
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), run(impl), run("lax"))
+
+
+def test_convolution_with_its_own_gradient_takes_every_transformation():
+    x, kernel = normal(2, 9, 4), normal(3, 2, 6, seed=1)
+    own, lax = (lambda x, k, i=i: conv.conv1d(x, k, groups=2, impl=i) for i in ("gradient", "lax"))
+
+    def results(f):
+        squared = jax.grad(lambda k: jnp.square(f(x, k)).sum())
+        return (
+            jax.jvp(f, (x, kernel), (x * 2, kernel * 3)),
+            jax.jvp(lambda x: f(x, kernel), (x,), (x,)),
+            jax.vmap(jax.grad(lambda x, k: jnp.sin(f(x[None], k)).sum(), 1), (0, None))(x, kernel),
+            jax.jvp(squared, (kernel,), (kernel,)),
+            jax.jit(jax.grad(jax.checkpoint(lambda k: jnp.square(f(x, k)).sum())))(kernel),
+        )
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), results(own), results(lax))
 
 
 def test_grn_definition_mask_and_zero_gradient():
