@@ -133,6 +133,8 @@ class CheckpointStore:
                     manager.close()
                 except Exception:  # a failed save, which ``wait`` has reported, is raised here once more
                     manager.close()
+                    if jax.process_index() == 0:
+                        self._remove_unfinished(self._saving)
 
     def steps(self) -> list[int]:
         """Steps whose writing came to its end, oldest first."""
@@ -171,7 +173,8 @@ class CheckpointStore:
         if self._manager is None:
             options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, save_root_metadata=False)
             handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-            logging.getLogger("absl").addFilter(_not_orbax)
+            for name in ("absl", "asyncio"):
+                logging.getLogger(name).addFilter(_not_orbax)
             self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
         return self._manager
 
@@ -199,14 +202,16 @@ class CheckpointStore:
 
     def _remove_unfinished(self, step: int) -> None:
         """Removes what a failed save has left, so that its room is free again."""
+        clear = 0
         for _ in range(50):
             rests = [*self.folder.glob(f"{step}.orbax-checkpoint-tmp*"), self.folder / str(step)]
             rests = [rest for rest in rests if rest.exists() and not integrity.sealed(rest)]
-            if not rests:
+            clear = 0 if rests else clear + 1
+            if clear == 3:
                 return
-            for rest in rests:  # threads that do not know yet of the failure may put a file where we have just been
+            for rest in rests:
                 shutil.rmtree(rest, ignore_errors=True)
-            time.sleep(0.05)
+            time.sleep(0.05)  # threads that do not know yet of the failure may put a file where we have just been
 
     def _choose(self) -> int:
         """Process 0 looks and moves; all processes get its choice."""
@@ -390,7 +395,7 @@ def _read(folder: Path, abstract: Tree) -> Tree:
 
 def _not_orbax(record: logging.LogRecord) -> bool:
     """Orbax logs one failed write as many errors with tracebacks; we raise it once, in words."""
-    return record.levelno >= logging.CRITICAL or "/orbax/" not in record.pathname
+    return record.levelno >= logging.CRITICAL or "orbax" not in record.pathname + record.getMessage()
 
 
 def _show(spec: Sequence[Any]) -> str:
