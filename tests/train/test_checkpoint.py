@@ -206,6 +206,14 @@ def test_a_failed_save_is_reported_once_and_leaves_the_earlier_ones(tmp_path, mo
     assert store.restore(_abstract(_tree(1), _mesh(8)))[1]["step"] == 1
 
 
+def test_too_little_room_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    store = _store(tmp_path, [1])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
+    with pytest.raises(checkpoint.CheckpointError, match=r"it takes 266 B and the disk has 100 B left.*intact.*: 1;"):
+        store.save(2, _tree(2), {})
+    assert [p.name for p in store.folder.iterdir()] == ["1"]
+
+
 def test_unfinished_saves_of_a_killed_run_are_cleared(tmp_path):
     store = _store(tmp_path, [1])
     store.close()
