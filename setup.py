@@ -4,6 +4,8 @@ Supported install: ``pip install -e .`` from a checkout.  The six packages are f
 (run from the checkout without installing); ``tests`` is never shipped.
 """
 
+from pathlib import Path
+
 from setuptools import find_namespace_packages, setup
 
 PACKAGES = ("configs", "models", "train", "sampling", "data", "launch")
@@ -26,11 +28,11 @@ setup(
     name="murmuration",
     version="0.1.0",
     description="Training and sampling generative models in JAX: speech, detection, autoregressive decoders",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=[p for p in find_namespace_packages(include=[g for n in PACKAGES for g in (n, f"{n}.*")])],
+    packages=find_namespace_packages(include=[g for n in PACKAGES for g in (n, f"{n}.*")]),
     package_data={"data.corpus": ["*.csv", "*.txt", "wavs/*"]},
     install_requires=[
         "jax>=0.10.2,<0.12",

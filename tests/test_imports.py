@@ -73,7 +73,9 @@ def test_third_party_packages_follow_the_table():
             broken += [f"{relative} imports {n}" for n in third - folder_rule(path, allowed)]
         if "orbax" in third and relative != "train/checkpoint.py" and not relative.startswith("tests/"):
             broken.append(f"{relative} imports orbax; only train/checkpoint.py may")
-        broken += [f"{relative} imports {n}" for n in third & {"tensorflow", "clu", "torch"} if "benchmarks" not in relative]
+        broken += [
+            f"{relative} imports {n}" for n in third & {"tensorflow", "clu", "torch"} if "benchmarks" not in relative
+        ]
     assert not broken, "\n".join(broken)
 
 
@@ -82,7 +84,9 @@ def test_nothing_imports_launch_or_tests():
         top = path.relative_to(ROOT).parts[0]
         for name in imports(path):
             if name.split(".")[0] in ("launch", "tests"):
-                assert top in ("launch", "tests") and not (top == "launch" and name.startswith("tests")), f"{path}: {name}"
+                assert top in ("launch", "tests") and not (top == "launch" and name.startswith("tests")), (
+                    f"{path}: {name}"
+                )
 
 
 def test_no_module_shadows_another():
