@@ -70,6 +70,7 @@ class TextEncoder(nnx.Module):
         def layer(block, x, index):
             return zero_outside(block(x, energy), keep)
 
+        assert self.blocks is not None
         return run_stack(self.blocks, x, layer, scan=scan, remat=remat)
 
 
