@@ -69,12 +69,13 @@ class Judged:
 
 
 def corpus_of(config: Mapping[str, Any], pipeline: SpeechPipeline, dir: str | None = None) -> SpeechCorpus:
-    """The corpus that a run was trained on (or the one in ``dir``), split as it was then."""
+    """The corpus that a run was trained on (or the one in ``dir``), split as it was then, with the run's symbols."""
     section = config.get("data", {})
     keys = ("min_seconds", "max_seconds", "eval_fraction")
     options = {key: section[key] for key in keys if key in section}
     where = section.get("dir", "") if dir is None else dir
-    return SpeechCorpus(where, pipeline.task.spec, section.get("tokenizer", "char"), on_bad="skip", **options)
+    vocab = str(pipeline.task.assets / "tokenizer.json")
+    return SpeechCorpus(where, pipeline.task.spec, vocab=vocab, on_bad="skip", **options)
 
 
 def held_out_cases(corpus: SpeechCorpus, pipeline: SpeechPipeline, judge: Recogniser, words: int) -> list[Case]:

@@ -34,7 +34,7 @@ from train.workdir import ASSETS, read_config
 Vocoder = Callable[[np.ndarray, np.ndarray, jax.Array], jax.Array]  # log-mel [b, t, m], lengths [b], keys [b] -> waves
 Settings = tuple[tuple[float, ...], str, bool]  # times, solver, guided
 SPARE = 1.5  # a compiled shape is used again if it costs at most that many times the work
-MOST_SECONDS = 60.0  # of reference and new speech together; attention grows with the square
+MOST_SECONDS = 90.0  # of reference and new speech together; attention grows with the square
 
 
 @dataclasses.dataclass(frozen=True)

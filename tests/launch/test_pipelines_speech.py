@@ -1,5 +1,8 @@
 """The speech pipeline: the same answer alone or in a batch, few programs, and clear refusals."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
@@ -122,7 +125,7 @@ def test_vocoder_makes_a_wave_of_that_mel(voice, clip):
         ({"sway": 3.0}, "sway coefficient 3"),
         ({"method": "rk45"}, "unknown solver 'rk45'"),
         ({"cfg_strength": -1.0}, "cfg_strength is -1"),
-        ({"duration": 100.0}, "more than 60"),
+        ({"duration": 100.0}, "more than 90"),
     ],
 )
 def test_what_it_cannot_do_is_said(voice, clip, change, message):
@@ -137,6 +140,15 @@ def test_folders_that_cannot_speak(tmp_path, workdir):
         load(make_workdir(tmp_path / "begun", checkpoint=False))
     with pytest.raises(UserError, match=r"no 'ema/0\.5'"):
         load(workdir, params="ema/0.5")
+    other = make_workdir(tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["model"]["depth"] = 2
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="is of another configuration"):
+        load(other)
+    shutil.rmtree(other / "assets")
+    with pytest.raises(UserError, match="has no assets/"):
+        load(other)
 
 
 def test_sentences_are_finished_where_the_model_knows_how():

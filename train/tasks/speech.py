@@ -68,6 +68,7 @@ class SpeechTask:
         drop_both: float = 0.2,
         drop_per: str = "sample",
     ):
+        self.assets = Path(assets)
         self.tokenizer = Tokenizer.load(assets)
         self.spec, mean, std = load_mel(assets)
         self.mean, self.std = (mean, std) if normalise else (0.0, 1.0)
