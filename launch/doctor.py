@@ -1,3 +1,4 @@
+# pyright: reportAttributeAccessIssue=false
 """Says whether this installation works, and names the cause when it does not.
 
     python -m launch.doctor [--workdir=DIR]
@@ -152,14 +153,19 @@ def check_train() -> str:
     """Three optimiser steps of a tiny speech model on the shipped corpus, saved and read again."""
     import json
 
+    import jax
+
     from configs.f5_tts import get_config
     from launch.pipelines.speech import load
     from train.console import Console
     from train.run import train
 
     start = time.perf_counter()
+    config = get_config("tiny")
+    config.data.max_batch = 2 * jax.device_count()  # every device gets rows
+    config.data.frames_per_batch = 320 * config.data.max_batch
     with tempfile.TemporaryDirectory() as folder:
-        train(get_config("tiny").to_dict(), folder, console=Console(enabled=False))
+        train(config.to_dict(), folder, console=Console(enabled=False))
         records = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
         losses = [record["loss"] for record in records if record["kind"] == "train"]
         load(folder)
