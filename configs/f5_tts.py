@@ -1,4 +1,4 @@
-# pyright: reportAttributeAccessIssue=false
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 """F5-TTS: flow-matching speech with a DiT (Chen et al. 2024, arXiv:2410.06885).
 
     python -m launch.run_train --config=configs/f5_tts.py:demo --workdir=runs/demo

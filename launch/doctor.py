@@ -1,4 +1,4 @@
-# pyright: reportAttributeAccessIssue=false
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 """Says whether this installation works, and names the cause when it does not.
 
     python -m launch.doctor [--workdir=DIR]

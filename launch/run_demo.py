@@ -1,4 +1,4 @@
-# pyright: reportAttributeAccessIssue=false
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 """Trains a small F5-TTS on this machine, then speaks with it: what `make demo` runs.
 
     python -m launch.run_demo --out=demo [--data=DIR] [--steps=N]

@@ -88,7 +88,8 @@ def _shift(x, kernel):
     width, (b, t, c) = kernel.shape[0], x.shape
     padded = jnp.pad(x, ((0, 0), (width // 2, width // 2), (0, 0)))
     ones = jnp.ones((b * t, 1), kernel.dtype)
-    return sum(padded[:, i : i + t] * (ones @ kernel[i]).reshape(b, t, c) for i in range(width))
+    taps = [padded[:, i : i + t] * (ones @ kernel[i]).reshape(b, t, c) for i in range(width)]
+    return functools.reduce(jnp.add, taps)
 
 
 def _blocks(x, kernel, groups, block: int = 8):
