@@ -121,7 +121,11 @@ def test_importing_everything_starts_no_backend():
     ]
     code = (
         "import importlib, sys\n"
-        f"for m in {modules!r}: importlib.import_module(m)\n"
+        "from absl.flags import FLAGS\n"
+        f"for m in {modules!r}:\n"
+        "    importlib.import_module(m)\n"
+        "    for flag in list(FLAGS.flags_by_module_dict().get(m, [])):\n"  # two commands may have flags of the same name
+        "        delattr(FLAGS, flag.name)\n"
         "from jax._src import xla_bridge\n"
         "assert not xla_bridge._backends, list(xla_bridge._backends)\n"
         "assert 'tensorflow' not in sys.modules\n"
