@@ -124,7 +124,7 @@ def test_importing_everything_starts_no_backend():
         "from absl.flags import FLAGS\n"
         f"for m in {modules!r}:\n"
         "    importlib.import_module(m)\n"
-        "    for flag in list(FLAGS.flags_by_module_dict().get(m, [])):\n"  # two commands may have flags of the same name
+        "    for flag in list(FLAGS.flags_by_module_dict().get(m, [])):\n"  # commands may share a flag's name
         "        delattr(FLAGS, flag.name)\n"
         "from jax._src import xla_bridge\n"
         "assert not xla_bridge._backends, list(xla_bridge._backends)\n"
