@@ -21,7 +21,7 @@ EXTRAS = {
     "tensorboard": ["tensorboardX>=2.6"],
     # PyTorch is a yardstick of the benchmarks only; nothing in the packages imports it.
     "benchmark": ["torch>=2.6"],
-    "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.14,<0.16", "pyright[nodejs]>=1.1.400"],
+    "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.17,<0.18", "pyright[nodejs]>=1.1.400"],
 }
 
 setup(
