@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """F5-TTS on the CPU, this code base against PyTorch, side by side in one run.
 
     python -m tests.benchmarks.f5_vs_torch [--dim=768 --depth=18 --frames=500 --rounds=3] [--json=FILE]
