@@ -22,6 +22,7 @@ from models.layers.stack import run_stack, stacked
 from models.layers.text import TextEncoder
 from models.ops.attention import MaskSpec
 from models.ops.precision import accumulation_dtype
+from models.ops.spread import spread
 
 # Path of a parameter -> logical axis of each dimension; ``train/sharding.py`` maps those to mesh axes.
 AXES: list[tuple[str, tuple[str | None, ...]]] = [
@@ -88,8 +89,9 @@ class Block(nnx.Module):
 
     def __call__(self, x, time, phases, mask, inside, key=None):
         """x [b, t, dim], time [b, dim] after SiLU, inside [b, t] bool or None -> [b, t, dim]."""
-        keys = [split_key(key, i) for i in range(3)]
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(self.modulation(time)[:, None], 6, -1)
+        keys = [split_key(key, i) for i in range(2)]
+        parts = jnp.split(self.modulation(time)[:, None], 6, -1)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (spread(part, x.shape) for part in parts)
         y = self.attn(layer_norm(x) * (1 + scale_a) + shift_a, phases, mask)
         x = x + gate_a * zero_outside(dropout(y, self.rate, keys[0]), inside)
         y = jax.nn.gelu(self.up(layer_norm(x) * (1 + scale_m) + shift_m), approximate=True)

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from models.layers.linear import linear, uniform_init
 from models.layers.norm import GRN, LayerNorm
+from models.ops.spread import spread
 
 
 def conv1d(x: jax.Array, kernel: jax.Array, *, groups: int = 1, impl: str = "auto") -> jax.Array:
@@ -80,15 +81,10 @@ def _gradient_jvp(groups, primals, tangents):
 
 
 def _shift(x, kernel):
-    """Depthwise: sum over taps of the shifted input times the tap's weights.
-
-    The weights are spread over the frames by a product with ones, because its transpose, which sums the kernel's
-    gradient over frames, then is a matrix product too; XLA's own reduction there takes 20 times as long.
-    """
-    width, (b, t, c) = kernel.shape[0], x.shape
+    """Depthwise: sum over taps of the shifted input times the tap's weights."""
+    width, t = kernel.shape[0], x.shape[1]
     padded = jnp.pad(x, ((0, 0), (width // 2, width // 2), (0, 0)))
-    ones = jnp.ones((b * t, 1), kernel.dtype)
-    taps = [padded[:, i : i + t] * (ones @ kernel[i]).reshape(b, t, c) for i in range(width)]
+    taps = [padded[:, i : i + t] * spread(kernel[i, 0], x.shape) for i in range(width)]
     return functools.reduce(jnp.add, taps)
 
 

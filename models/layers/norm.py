@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.ops.precision import accumulation_dtype
+from models.ops.spread import spread
 
 
 def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
@@ -21,7 +22,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float = 1e-6) -> jax.Array:
 
 
 class LayerNorm(nnx.Module):
-    """Layer norm with learned scale and bias [dim]."""
+    """Layer norm with learned scale and bias [dim], on [b, t, dim]."""
 
     def __init__(self, dim: int, *, eps: float = 1e-6):
         self.scale = nnx.Param(jnp.ones(dim))
@@ -30,7 +31,7 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = layer_norm(x.astype(accumulation_dtype(x.dtype)), self.eps)
-        return (wide * self.scale[...] + self.bias[...]).astype(x.dtype)
+        return (wide * spread(self.scale[...], x.shape) + spread(self.bias[...], x.shape)).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -63,4 +64,5 @@ class GRN(nnx.Module):
         # A channel without energy has no direction: gradient 0 instead of sqrt's infinity.
         norm = jnp.where(energy > 0, jnp.sqrt(jnp.where(energy > 0, energy, 1)), 0)
         response = norm / (norm.mean(-1, keepdims=True) + 1e-6)
-        return (self.gamma[...] * (y * response) + self.beta[...] + y).astype(x.dtype)
+        gamma, beta = spread(self.gamma[...], x.shape), spread(self.beta[...], x.shape)
+        return (gamma * (y * spread(response, x.shape)) + beta + y).astype(x.dtype)

@@ -204,7 +204,10 @@ def compare(folder: Path) -> None:
     ours, theirs = np.load(folder / "jax.npz"), np.load(folder / "torch.npz")
     for case in CASES:
         error = np.abs(ours[case] - theirs[case]).max() / max(1.0, np.abs(theirs[case]).max())
-        print(f"outputs  {case:8} largest difference {error:.1e} of the largest value (allowed {TOLERANCE[case]:.0e})")
+        print(
+            f"outputs  {case:8} largest difference {error:.1e} of the largest value (allowed {TOLERANCE[case]:.0e})",
+            flush=True,
+        )
         if not error <= TOLERANCE[case]:
             sys.exit("the outputs differ; nothing was timed")
 
@@ -230,7 +233,12 @@ def main() -> None:
             runs: dict[str, list[dict[str, Any]]] = {"torch": [], "jax": []}
             for number in range(args.rounds):
                 for framework, results in runs.items():
+                    start = time.perf_counter()
                     results.append(run_child(framework, threads, args, folder))
+                    took = time.perf_counter() - start
+                    print(
+                        f"threads {threads}, round {number + 1}/{args.rounds}: {framework} in {took:.0f} s", flush=True
+                    )
                 if number == 0:
                     compare(folder)
             for case in CASES:

@@ -11,6 +11,7 @@ from flax import nnx
 from models.layers import conv, dropout, embed, norm, rope, stack
 from models.layers.text import spread_symbols
 from models.ops import precision
+from models.ops.spread import spread
 
 
 def normal(*shape, seed=0):
@@ -70,6 +71,15 @@ def test_grn_definition_mask_and_zero_gradient():
     mask = jnp.arange(5) < jnp.asarray([[5], [3]])
     np.testing.assert_allclose(module(x, mask)[1, :3], module(x[1:, :3])[0], rtol=1e-5)
     assert np.isfinite(jax.grad(lambda x: module(x).sum())(x * 0)).all()
+
+
+def test_spread_is_a_broadcast_with_its_gradient():
+    weight = normal(2, 5, 3)
+    for vector in (normal(3, seed=1), normal(2, 1, 3, seed=1)):
+        got, back = jax.vjp(lambda v: spread(v, (2, 5, 3)), vector)
+        wanted, back_wanted = jax.vjp(lambda v: jnp.broadcast_to(v, (2, 5, 3)), vector)
+        np.testing.assert_array_equal(got, wanted)
+        np.testing.assert_allclose(back(weight)[0], back_wanted(weight)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_norms_are_scale_invariant_and_float32_inside():
