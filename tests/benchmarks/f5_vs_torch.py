@@ -52,10 +52,10 @@ def inputs(frames: int) -> dict[str, np.ndarray]:
 
 
 def measure(call: Any, seconds: float) -> dict[str, float]:
-    """Median wall and CPU seconds of ``call`` over as many repeats as fit, at least three."""
-    call()
-    walls, cpus, end = [], [], time.perf_counter() + seconds
-    while len(walls) < 3 or time.perf_counter() < end:
+    """Median wall and CPU seconds of a ``call`` that has run before, over as many repeats as fit into ``seconds``; at
+    least one, and three if they fit into five times that."""
+    walls, cpus, start = [], [], time.perf_counter()
+    while not walls or time.perf_counter() - start < seconds * (5 if len(walls) < 3 else 1):
         wall, cpu = time.perf_counter(), time.process_time()
         call()
         walls.append(time.perf_counter() - wall)
