@@ -8,7 +8,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.audio import MelSpec, filterbank, load_audio, log_mel, magnitude, resample, save_wav, window
+from data.audio import MelSpec, filterbank, load_audio, log_mel, magnitude, resample, resample_sinc, save_wav, window
 from data.errors import UserError
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "f5_tts"
@@ -108,3 +108,19 @@ def test_save_wav_round_trips_and_leaves_no_partial_file(tmp_path: Path):
     with pytest.raises(TypeError):
         save_wav(tmp_path / "new" / "b.wav", wave, "fast")  # type: ignore[arg-type]
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.wav"]
+
+
+@pytest.mark.parametrize("rate", [16000, 22050, 44100, 48000])
+def test_sinc_resampling_is_the_references(rate: int):
+    golden = np.load(GOLDEN / "resample.npz")
+    expected = golden[f"resample_{rate}_24000"]
+    np.testing.assert_allclose(resample_sinc(golden["wave"], rate, 24000), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [8000, 44100])
+def test_both_resamplers_agree_on_a_low_tone(rate: int):
+    wave, inner = tone(440.0, 0.3, rate), slice(500, -500)
+    expected = tone(440.0, 0.3)
+    for resampled in (resample(wave, rate, 24000), resample_sinc(wave, rate, 24000)):
+        assert abs(len(resampled) - len(expected)) <= 1
+        np.testing.assert_allclose(resampled[: len(expected)][inner], expected[: len(resampled)][inner], atol=5e-3)

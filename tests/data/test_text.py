@@ -20,7 +20,7 @@ from data.text import (
     script_report,
     tokenizer_from_texts,
 )
-from data.text_chunks import chunk_text
+from data.text_chunks import chunk_text, cut_text
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "f5_tts"
 
@@ -167,3 +167,22 @@ def test_scripts_are_reported():
     assert [script(c) for c in "aяあ漢3-"] == ["Latin", "Cyrillic", "Hiragana", "Cjk", "other", "other"]
     report = script_report(["cat", "cаt"])  # the second "а" is Cyrillic
     assert report == {"Latin": {"c": 2, "t": 2, "a": 1}, "Cyrillic": {"а": 1}}
+
+
+@given(st.text(alphabet="ab c.,。你 ", min_size=1, max_size=200), st.integers(4, 40), st.none() | st.integers(3, 20))
+@settings(deadline=None, max_examples=60)
+def test_cut_texts_lose_nothing_and_keep_their_limit(text: str, limit: int, first: int | None):
+    pieces = cut_text(text, limit, first)
+    assert "".join("".join(pieces).split()) == "".join(text.split()), "only blanks may go"
+    assert all(piece == piece.strip() and piece for piece in pieces)
+    for piece in pieces:  # words are not broken, so one of them may pass the limit
+        words = [len(word.encode()) for word in piece.split()]
+        assert len(piece.encode()) <= 1.5 * limit + max(words)
+
+
+def test_a_text_without_punctuation_is_cut_between_words():
+    pieces = cut_text("one two three four five six seven eight nine ten", 12)
+    assert " ".join(pieces) == "one two three four five six seven eight nine ten"
+    assert 4 <= len(pieces) <= 6 and max(map(len, pieces)) - min(map(len, pieces)) <= 6
+    assert cut_text("One. Two three. Four five six.", 100, first_bytes=4)[0] == "One."
+    assert cut_text("  ", 10) == []
