@@ -169,7 +169,9 @@ def trim(sound: _Sound) -> _Sound:
 def _leading(sound: _Sound) -> int:
     """Milliseconds of silence at the front; all of it where there is nothing else."""
     steps = range(0, sound.ms, EDGE_STEP)
-    loud = np.flatnonzero(~sound.silent(steps, EDGE_STEP, EDGE)) if sound.ms else ()
+    if not sound.ms:
+        return 0
+    loud = np.flatnonzero(~sound.silent(steps, EDGE_STEP, EDGE))
     return steps[loud[0]] if len(loud) else sound.ms
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from data.audio import MelSpec, filterbank, log_mel, magnitude, window
+from data.audio import MelSpec, filterbank, log_mel, magnitude, resample_sinc, window
 from data.buckets import dynamic_batches
 from data.pinyin import pinyin_tokens
 from data.text import Tokenizer, pad_ids, read_vocab
@@ -19,14 +19,16 @@ from models.ops import stft
 
 LOG_MEL, MEL = 2e-4, 2e-5  # of the logarithm where it is above QUIET; of its exponential everywhere
 QUIET = -7.0  # near the floor of 1e-5 a logarithm magnifies rounding
-FILTERS, WINDOW, MAGNITUDE = 1e-6, 1e-6, 1e-4
+FILTERS, WINDOW, MAGNITUDE, RESAMPLED = 1e-6, 1e-6, 1e-4, 1e-5
 SMALL = {"sample_rate": 16000, "n_fft": 512, "hop": 128, "win": 400}  # of the `_small` spectrogram
 
 
 def check(folder: GoldenFolder, report: Report) -> None:
-    """``mel.npz``, ``text.json`` and ``dynamic_batches.json``."""
+    """``mel.npz``, ``resample.npz``, ``text.json`` and ``dynamic_batches.json``."""
     for name, _ in folder.names(r"mel\.npz"):
         mel(name, folder.arrays(name), folder.config["mel_dim"], report)
+    for name, _ in folder.names(r"resample\.npz"):
+        resampled(name, folder.arrays(name), report)
     for name, _ in folder.names(r"text\.json"):
         text(name, folder, report)
     for name, _ in folder.names(r"dynamic_batches\.json"):
@@ -65,6 +67,15 @@ def spectrogram(name: str, spec: MelSpec, wave: np.ndarray, want: np.ndarray, re
         loud = np.where(want > QUIET, got, want) if got.shape == want.shape else got
         report.close(f"{name} above {QUIET:g}", mode, loud, want, LOG_MEL)
         report.close(f"exp({name})", mode, np.exp(got), np.exp(want), MEL)
+
+
+def resampled(file: str, stored: Any, report: Report) -> None:
+    """``resample_<from>_<to>`` of ``wave``."""
+    for key in stored:
+        if match := re.fullmatch(r"resample_(\d+)_(\d+)", key):
+            with report.guard(f"{file}:{key}"):
+                got = resample_sinc(stored["wave"], int(match[1]), int(match[2]))
+                report.close(f"{file}:{key}", "host", got, stored[key], RESAMPLED)
 
 
 def text(file: str, folder: GoldenFolder, report: Report) -> None:

@@ -62,8 +62,15 @@ class GoldenFolder:
         return self._open(name, lambda path: dict(np.load(path)))
 
     def json(self, name: str) -> Recorded:
-        """A JSON object."""
-        return self._open(name, lambda path: json.loads(path.read_text(encoding="utf-8")))
+        """A JSON object, or a list of objects under their names."""
+
+        def read(path: Path) -> dict[str, Any]:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(content, list):
+                return {str(item.get("name", i)): item for i, item in enumerate(content)}
+            return content
+
+        return self._open(name, read)
 
     def _open(self, name: str, read: Any) -> Recorded:
         if not isinstance(self._files.get(name), Recorded):
