@@ -23,7 +23,7 @@ def conv1d(x: jax.Array, kernel: jax.Array, *, groups: int = 1, impl: str = "aut
     Args:
       x: [b, t, c_in].
       kernel: [width, c_in / groups, c_out].
-      impl: "lax", "shift" (depthwise), "blocks" (few channels per group), "gradient" (lax with another kernel
+      impl: "lax", "shift" (depthwise, narrow), "blocks" (few channels per group), "gradient" (lax with another kernel
         gradient), or "auto": lax on accelerators, the fastest of them on CPU.
 
     Returns:
@@ -42,7 +42,7 @@ def _best(kernel, groups) -> str:
     _, per_group, c_out = kernel.shape
     if jax.default_backend() != "cpu" or groups == 1:
         return "lax"
-    if per_group == 1 and groups == c_out:
+    if per_group == 1 and groups == c_out and kernel.shape[0] < 16:
         return "shift"
     return "blocks" if per_group <= 16 else "gradient"  # the Toeplitz matrices grow with the square of a group
 
