@@ -14,9 +14,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from data.audio import MelSpec, filterbank, window
+from data.audio import MelSpec, filterbank, load_mel, window
 from data.errors import UserError
 from models.vocoders import griffin_lim
+from train.checkpoint import restore_variables
+from train.components import bind, build
+from train.task import Variables
+from train.tasks.vocoder import VocoderTask
+from train.workdir import ASSETS, read_config
 
 
 class Vocoder(Protocol):
@@ -59,6 +64,23 @@ class GriffinLim:
         return self.spec.hop * (frames - 1) + self.spec.n_fft - 2 * self.spec.padding
 
 
+class LearnedVocoder:
+    """A trained network with its parameters; compiled once per shape."""
+
+    def __init__(self, task: VocoderTask, variables: Variables):
+        self.task, self._generator = task, variables["params"]["generator"]
+        self._vocode = jax.jit(task.vocode)
+
+    def __call__(self, mel: ArrayLike, lengths: ArrayLike, keys: jax.Array) -> jax.Array:
+        """See ``Vocoder``; nothing is drawn."""
+        del keys
+        return self._vocode(self._generator, jnp.asarray(mel), jnp.asarray(lengths))
+
+    def samples(self, frames: int) -> int:
+        """See ``Vocoder``."""
+        return self.task.samples(frames)
+
+
 def load_vocoder(where: str | Path | None, spec: MelSpec) -> Vocoder:
     """The vocoder of a converted or trained folder, or Griffin-Lim for None.
 
@@ -71,4 +93,25 @@ def load_vocoder(where: str | Path | None, spec: MelSpec) -> Vocoder:
     """
     if where is None:
         return GriffinLim(spec)
-    raise UserError(f"{where}: not a folder with a vocoder that this version can load")
+    config = read_config(where)
+    assets = Path(where) / ASSETS
+    own, _, _ = load_mel(assets)
+    wanted = spec.to_dict()
+    for key, value in own.to_dict().items():
+        if value != wanted[key]:
+            raise UserError(
+                f"{where}: this vocoder is for another mel, with {key} {value!r} where the model has {wanted[key]!r}; "
+                "use one for the model's mel type, or none for Griffin-Lim"
+            )
+    for section in ("task", "model"):
+        if section not in config:
+            raise UserError(f"{Path(where) / 'config.json'} has no section {section!r}; expected a vocoder's")
+    precision = config.get("precision", {}).get("compute", "float32")
+    parts = {"model": bind(config["model"], "model"), "assets": str(assets), "precision": precision}
+    task = build(config["task"], "task", shapes=(), **parts)
+    if not isinstance(task, VocoderTask):
+        raise UserError(
+            f"{where} is a run of {type(task).__name__}; expected a vocoder, such as configs/vocos.py trains"
+        )
+    variables, _ = restore_variables(where, task.abstract())
+    return LearnedVocoder(task, variables)

@@ -65,7 +65,8 @@ def halve(x: jax.Array, taps: np.ndarray) -> jax.Array:
     width, size = len(taps), x.shape[1] // 2
     padded = jnp.pad(x, ((0, 0), (width // 2 - 1, width // 2 + 1), (0, 0)), mode="edge")
     pairs = padded.reshape(x.shape[0], -1, 2, x.shape[2])
-    return sum(float(taps[i]) * pairs[:, i // 2 : i // 2 + size, i % 2] for i in range(width))
+    parts = [float(taps[i]) * pairs[:, i // 2 : i // 2 + size, i % 2] for i in range(width)]
+    return sum(parts[1:], parts[0])
 
 
 class SnakeBeta(nnx.Module):
