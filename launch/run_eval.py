@@ -5,6 +5,9 @@
 Speech: word error rate of held-out sentences by an independent recogniser, beside original recordings, vocoded ones
 and chance, and the real-time factor; with --table, for every combination on those axes (steps 4, 8, 16, 32; sway and
 uniform grid; guidance off, weak, strong).  Writes <out>/eval.json, <out>/eval.png and a few wavs.
+
+Vocoders (a folder of configs/vocos.py): beside Griffin-Lim on held-out recordings, error rate, spectral distances and
+samples per CPU second.
 """
 
 import json
@@ -26,6 +29,8 @@ PARAMS = flags.DEFINE_string("params", "ema", "Which parameters: ema, raw or ema
 OUT = flags.DEFINE_string("out", None, "Folder for the results; <workdir>/eval by default.")
 WAVS = flags.DEFINE_integer("wavs", 4, "How many of the judged utterances to keep as wav.")
 
+VOCODER = "train.tasks.vocoder:VocoderTask"
+
 
 def main(argv: list[str]) -> None:
     """Evaluates, prints a line per setting, writes the report."""
@@ -39,6 +44,11 @@ def main(argv: list[str]) -> None:
 
     cells = speech.settings(TABLE.value)
     enable_compile_cache()
+    if read_config(WORKDIR.value).get("task", {}).get("type") == VOCODER:
+        from launch.evaluation import vocoders
+
+        place = Path(OUT.value or Path(WORKDIR.value) / "eval")
+        return vocoders.run(WORKDIR.value, DATA.value, WORDS.value, place, WAVS.value)
     voice = load(WORKDIR.value, params=PARAMS.value)
     corpus = speech.corpus_of(read_config(WORKDIR.value), voice, DATA.value)
     judge = Recogniser(word for utterance in corpus.utterances for word in split_words(utterance.text))
