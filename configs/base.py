@@ -47,6 +47,13 @@ def base() -> ConfigDict:
     c.ema.power = 2.0 / 3.0  # warm-up 1 - (1 + n / inv_gamma) ** -power
     c.ema.inv_gamma = 1.0
 
+    # Low-rank adaptation of what --init_from names, see train/lora.py; rank 0 = everything is trained.
+    c.lora = ConfigDict()
+    c.lora.rank = 0
+    c.lora.alpha = 16.0  # the update is multiplied by alpha / rank
+    c.lora.match = ".*/kernel"  # path regex of the kernels that get an update
+    c.lora.train = ""  # path regex of parameters that are trained whole beside them
+
     c.precision = ConfigDict()
     c.precision.compute = "float32"  # float32 | bfloat16 | float16 (with loss scaling)
     c.accumulate = 1  # microbatches per update

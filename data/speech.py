@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from data.audio import MelSpec, save_mel
+from data.audio import MelSpec, load_mel, save_mel
 from data.buckets import Bucket, batch_rows, optimal_bounds
 from data.errors import UserError
 from data.keyed import uniform
 from data.pipeline import Batch, Example, Examples, Pairing, StepSource, fixed_batches
 from data.speech_corpus import SpeechCorpus
 from data.speech_source import Problems
-from data.text import pad_ids, script_report
+from data.text import ASSET, pad_ids, script_report
 
+KEPT = "kept"
 _ROUND = 8  # frames and symbols of a batch are multiples of this
 
 
@@ -78,7 +79,8 @@ class SpeechData:
 
     Args:
       dir: speech folder or manifest (``data.speech_source``); "" = the shipped corpus.
-      tokenizer: "char", "vocab", "pinyin" or "byte".
+      tokenizer: "char", "vocab", "pinyin" or "byte"; or "kept": vocabulary, mel settings and their mean and deviation
+        of what the run began from, so that a trained network goes on meaning the same by its numbers.
       vocab: the file of "vocab" and "pinyin"; or the ``tokenizer.json`` of an earlier run, to keep its ids.
       min_seconds, max_seconds: shorter and longer utterances cannot be used.
       frames_per_batch: most frames of a global batch, padding included.
@@ -88,10 +90,11 @@ class SpeechData:
       on_bad: "error" = an utterance that cannot be used is an error; "skip" = it is left out and reported.
       pairs: examples are two utterances of one speaker, prompt and target, their texts joined by a space.
       pair_seconds: most seconds of such a pair, 0 = any.
-      mel: fields of ``MelSpec``.
+      mel: fields of ``MelSpec``; with "kept" None, or the same ones.
       seed: of order and pairs.
       host_index, host_count: this process's part of every global batch.
       row_multiple: the rows of every global batch are a multiple of this.
+      kept: the assets that "kept" takes.
 
     Attributes:
       train: ``train[step]`` is this host's part of the batch of that step.
@@ -101,7 +104,7 @@ class SpeechData:
       corpus: the utterances themselves.
 
     Raises:
-      UserError: see ``SpeechCorpus`` and ``data.buckets.batch_rows``.
+      UserError: see ``SpeechCorpus`` and ``data.buckets.batch_rows``; "kept" with nothing to keep, or with another mel.
     """
 
     def __init__(
@@ -123,12 +126,16 @@ class SpeechData:
         host_index: int = 0,
         host_count: int = 1,
         row_multiple: int = 1,
+        kept: str = "",
     ):
-        spec = _mel_spec(mel or {})
+        spec, self._statistics = _mel_spec(mel or {}), None
+        if tokenizer == KEPT:
+            vocab, spec, self._statistics = _keep(kept, mel)
         self.corpus = corpus = SpeechCorpus(
             dir, spec, tokenizer, vocab, min_seconds, max_seconds, eval_fraction, on_bad
         )
-        self._vocab = Path(vocab) if vocab.endswith(".txt") else None
+        table = Path(kept) / "vocab.txt" if tokenizer == KEPT else Path(vocab)
+        self._vocab = table if table.suffix == ".txt" and table.is_file() else None
         symbols = max(len(corpus.ids([i])) for i in range(len(corpus.utterances)))
         self._symbols = 2 * symbols + 2 if pairs else symbols
 
@@ -178,7 +185,7 @@ class SpeechData:
     def write_assets(self, folder: str) -> None:
         """Writes ``tokenizer.json``, ``mel.json`` with the mean and deviation of the training frames, ``vocab.txt``."""
         self.corpus.tokenizer.save(folder)
-        save_mel(folder, self.corpus.spec, *self.corpus.statistics())
+        save_mel(folder, self.corpus.spec, *(self._statistics or self.corpus.statistics()))
         if self._vocab is not None:
             shutil.copyfile(self._vocab, Path(folder) / "vocab.txt")
 
@@ -219,6 +226,20 @@ def _pair_lengths(pairing: Pairing, limit: int, seed: int, each: int = 8) -> np.
     targets = np.repeat(np.arange(len(pairing.lengths)), each)
     prompts = pairing.prompt(targets, 0, limit, uniform(seed, "pair lengths", np.arange(len(targets))))
     return pairing.lengths[targets] + np.where(prompts < 0, 0, pairing.lengths[prompts])
+
+
+def _keep(folder: str, mel: Mapping[str, Any] | None) -> tuple[str, MelSpec, tuple[float, float]]:
+    """The tokenizer's file, the mel settings, and mean and deviation of a folder of assets."""
+    if not folder:
+        raise UserError(f"config.data.tokenizer={KEPT!r} takes the vocabulary from --init_from=DIR; give that")
+    spec, mean, std = load_mel(folder)
+    asked = _mel_spec(mel).to_dict() if mel else spec.to_dict()
+    for key, value in spec.to_dict().items():
+        if asked[key] != value:
+            raise UserError(
+                f"config.data.mel.{key} is {asked[key]!r}, but {folder} was trained with {value!r}; use that"
+            )
+    return str(Path(folder) / ASSET), spec, (mean, std)
 
 
 def _mel_spec(fields: Mapping[str, Any]) -> MelSpec:

@@ -3,19 +3,21 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 from jax.sharding import Mesh
 
 from data.errors import UserError
-from train import sharding, trees
+from train import rng, sharding, trees
 from train import state as states
 from train.compile import CompiledStep, CompileReport
 from train.components import bind, build, call, check_keys
 from train.console import short
 from train.ema import EmaSpec
 from train.feed import HostBatch, host_view
+from train.lora import LoraSpec, LoraTask, frozen
 from train.optim import Optimizer, OptimSpec, make_optimizer
 from train.state import TrainState
 from train.step import make_train_step
@@ -36,6 +38,7 @@ class RunConfig:
     data: Section
     optim: Section
     ema: Section
+    lora: Section
     precision: Section
     accumulate: int
     skip_nonfinite: bool
@@ -89,7 +92,11 @@ class Parts:
       averages: the running averages that are kept.
       average: name of the one that is evaluated and sampled from; None = the raw parameters.
       abstract: the state's shapes, with shardings.
-      create: ``create(None)`` is a fresh state, ``create(variables)`` one around given parameters; both are sharded.
+      origin: shapes of the variables that this run can begin from, with shardings.
+      optional: path regex of parameters in ``origin`` that may be missing there; they start fresh.
+      check_assets: called with the assets that ``origin`` was trained with; raises ``UserError`` where they do not fit.
+      create: ``create(None)`` is a fresh state, ``create(variables)`` one around variables like ``origin``; both are
+        sharded.
       summary: for people.
     """
 
@@ -98,20 +105,24 @@ class Parts:
     averages: tuple[EmaSpec, ...]
     average: str | None
     abstract: TrainState
+    origin: Variables
+    optional: str
+    check_assets: Callable[[Path], None]
     shardings: TrainState
     create: Callable[[Variables | None], TrainState]
     summary: str
 
 
-def build_data(cfg: RunConfig, mesh: Mesh) -> Data:
+def build_data(cfg: RunConfig, mesh: Mesh, kept: str = "") -> Data:
     """The data of a run.
 
-    Its constructor may name ``seed``, ``host_index``, ``host_count`` and ``row_multiple`` (rows of every global batch
-    must be a multiple of it) to be given them.
+    Its constructor may name ``seed``, ``host_index``, ``host_count``, ``row_multiple`` (rows of every global batch
+    must be a multiple of it) and ``kept`` (folder with the assets of what this run began from) to be given them.
     """
     view = host_view(mesh)
     rows = mesh.shape["data"] * mesh.shape["fsdp"] * cfg.accumulate
-    return build(cfg.data, "data", seed=cfg.seed, host_index=view.index, host_count=view.count, row_multiple=rows)
+    place = {"host_index": view.index, "host_count": view.count, "row_multiple": rows}
+    return build(cfg.data, "data", seed=cfg.seed, kept=kept, **place)
 
 
 def assemble(cfg: RunConfig, mesh: Mesh, shapes: Sequence[Shapes], assets: str) -> Parts:
@@ -123,8 +134,14 @@ def assemble(cfg: RunConfig, mesh: Mesh, shapes: Sequence[Shapes], assets: str) 
     precision = cfg.precision["compute"]
     model = bind(cfg.model, "model")
     task: Task = build(cfg.task, "task", model=model, assets=assets, shapes=structs(shapes), precision=precision)
-    params = jax.eval_shape(task.init, jax.random.key(0))["params"]
+    whole, lora = task, call(LoraSpec, cfg.lora, "lora")
+    if lora.rank:
+        task = LoraTask(whole, lora, precision)
+    variables = jax.eval_shape(task.init, jax.random.key(0))
+    params = variables["params"]
     specs, coverage = sharding.param_specs(task.axes(), params, mesh)
+    if lora.rank:
+        specs |= sharding.param_specs(task.axes(), variables["stats"], mesh)[0]
 
     options = dict(cfg.optim)
     groups = options.pop("groups", {})
@@ -137,7 +154,14 @@ def assemble(cfg: RunConfig, mesh: Mesh, shapes: Sequence[Shapes], assets: str) 
     averages = tuple(call(EmaSpec, options, "ema", decay=decay) for decay in decays)
 
     fresh = functools.partial(states.create, task, optimizer, seed=cfg.seed, ema=averages, precision=precision)
-    around = functools.partial(states.from_variables, optimizer=optimizer, ema=averages, precision=precision)
+
+    def around(variables: Variables) -> TrainState:
+        key = rng.stream(cfg.seed, "init", 0)
+        variables = _completed(variables, whole.init(key))
+        if isinstance(task, LoraTask):
+            variables = task.adapt(variables, key)
+        return states.from_variables(variables, optimizer, ema=averages, precision=precision)
+
     abstract = jax.eval_shape(fresh)
     shardings = sharding.state_shardings(abstract, specs, mesh)
     abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
@@ -149,7 +173,13 @@ def assemble(cfg: RunConfig, mesh: Mesh, shapes: Sequence[Shapes], assets: str) 
 
     average = averages[0].name if cfg.evaluation["params"] == "ema" and averages else None
     summary = f"{_coverage(params, coverage)}\n{optimizer.summary}"
-    return Parts(task, optimizer, averages, average, abstract, shardings, create, summary)
+    origin: Variables = {"params": abstract.params, "stats": abstract.stats}
+    if lora.rank:
+        origin = frozen(origin)
+        count = sum(leaf.size for leaf in jax.tree.leaves(variables["stats"]["base"]))
+        summary = f"LoRA of rank {lora.rank} on {short(count)} frozen parameters: {summary}"
+    optional, check = getattr(whole, "optional", ""), getattr(whole, "check_assets", lambda folder: None)
+    return Parts(task, optimizer, averages, average, abstract, origin, optional, check, shardings, create, summary)
 
 
 def compile_step(
@@ -175,6 +205,12 @@ def compile_step(
     for batch in sorted(structs(shapes), key=lambda s: -sum(a.size for a in s.values())):
         compiled.compile(parts.abstract, batch)
     return compiled
+
+
+def _completed(variables: Variables, fresh: Variables) -> Variables:
+    """``variables`` with fresh parameters where it has none; what is not needed is never computed."""
+    params = trees.flatten(fresh["params"]) | trees.flatten(variables["params"])
+    return {"params": trees.unflatten(params), "stats": variables["stats"]}
 
 
 def structs(shapes: Sequence[Shapes]) -> list[dict[str, jax.ShapeDtypeStruct]]:

@@ -5,9 +5,11 @@ A checkpoint is ``<folder>/<step>/``: item ``state`` (nested dict of arrays), it
 does not match, is set aside under the name ``<step>.damaged`` and the one before it is used instead.
 """
 
+import functools
 import importlib.metadata
 import json
 import logging
+import re
 import shutil
 import threading
 import time
@@ -19,10 +21,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Sharding, SingleDeviceSharding
 
 from data.errors import UserError
-from train import integrity, trees
+from train import integrity, lora, trees
+from train.workdir import CHECKPOINTS
 
 log = logging.getLogger(__name__)
 Tree = dict[str, Any]
@@ -238,9 +241,16 @@ class CheckpointError(UserError):
 
 
 def restore_variables(
-    workdir: str | Path, abstract: Tree | None = None, *, params: str = "ema", step: int | None = None
+    workdir: str | Path,
+    abstract: Tree | None = None,
+    *,
+    params: str = "ema",
+    step: int | None = None,
+    optional: str = "",
 ) -> tuple[Tree, dict[str, Any]]:
     """Only what a model needs to be applied, from a run folder or a converted checkpoint; changes nothing on disk.
+
+    Of a LoRA run these are the model's own variables, the update added.
 
     Args:
       workdir: the folder that has ``checkpoints/``.
@@ -248,6 +258,7 @@ def restore_variables(
         what is there.
       params: "raw", "ema" (the average that the run evaluated with, or raw where it kept none), or "ema/<decay>".
       step: None is the newest sound one.
+      optional: path regex of parameters in ``abstract`` that are left out where the checkpoint has none.
 
     Returns:
       ``{"params", "stats"}`` and the checkpoint's meta.
@@ -255,7 +266,7 @@ def restore_variables(
     Raises:
       UserError: nothing to restore, a damaged step, no such average, or another model than ``abstract``.
     """
-    store = Path(workdir).absolute() / "checkpoints"
+    store = Path(workdir).absolute() / CHECKPOINTS
     if step is None:
         step, _ = _newest_sound(store)
     elif wrong := integrity.problem(store / str(step)):
@@ -268,20 +279,25 @@ def restore_variables(
         for path, spec in meta["arrays"].items()
         if path.startswith((f"{source}/", "stats/"))
     }
+    flat = {path: jax.ShapeDtypeStruct(tuple(shape), dtype) for path, (dtype, shape) in stored.items()}
+    there: Tree = {"params": {}, "stats": {}} | trees.unflatten(flat)
+    merge = functools.partial(lora.merged, scale=meta["lora"]["scale"]) if meta.get("lora") else None
+    held = jax.eval_shape(merge, there) if merge else there
     if abstract is not None:
         abstract = {"params": abstract["params"], "stats": abstract.get("stats", {})}
+        stored = {path: [str(a.dtype), list(a.shape)] for path, a in trees.flatten(held).items()}
+        abstract["params"] = trees.unflatten(
+            {path: leaf for path, leaf in trees.flatten(abstract["params"]).items()
+             if f"params/{path}" in stored or not re.fullmatch(optional, path)}
+        )  # fmt: skip
         _compare(folder, stored, abstract, complete=True)
+    if merge:
+        variables = jax.jit(merge)(_read_variables(folder, source, there))
+        if abstract is not None:
+            variables = jax.tree.map(lambda a, w: jax.device_put(np.asarray(a), _home(w)), variables, abstract)
     else:
-        flat = {path: jax.ShapeDtypeStruct(tuple(shape), dtype) for path, (dtype, shape) in stored.items()}
-        abstract = {"params": {}, "stats": {}} | trees.unflatten(flat)
-    wanted: Tree = {"stats": abstract["stats"]}
-    if source == "params":
-        wanted["params"] = abstract["params"]
-    else:
-        wanted["ema"] = {source.removeprefix("ema/"): abstract["params"]}
-    tree = _read(folder, wanted)
-    found = tree["params"] if source == "params" else tree["ema"][source.removeprefix("ema/")]
-    return {"params": found, "stats": tree["stats"]}, meta
+        variables = _read_variables(folder, source, held if abstract is None else abstract)
+    return variables, meta
 
 
 def kept(
@@ -377,12 +393,22 @@ def _source(folder: Path, meta: Mapping[str, Any], params: str) -> str:
     return params
 
 
+def _read_variables(folder: Path, source: str, abstract: Tree) -> Tree:
+    """Parameters from where ``source`` says they are, "params" or "ema/<decay>", and statistics."""
+    wanted: Tree = {"stats": abstract["stats"]}
+    if source == "params":
+        wanted["params"] = abstract["params"]
+    else:
+        wanted["ema"] = {source.removeprefix("ema/"): abstract["params"]}
+    tree = _read(folder, wanted)
+    found = tree["params"] if source == "params" else tree["ema"][source.removeprefix("ema/")]
+    return {"params": found, "stats": tree["stats"]}
+
+
 def _read(folder: Path, abstract: Tree) -> Tree:
     """The arrays of ``abstract`` out of a checkpoint that may hold more, on the shardings that ``abstract`` carries."""
-    home = SingleDeviceSharding(jax.local_devices()[0])
     flat = {
-        path: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=getattr(a, "sharding", None) or home)
-        for path, a in trees.flatten(abstract).items()
+        path: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=_home(a)) for path, a in trees.flatten(abstract).items()
     }
     item = trees.unflatten(flat)  # without empty dicts, which orbax need not have stored
     args = ocp.args.PyTreeRestore(
@@ -391,6 +417,11 @@ def _read(folder: Path, abstract: Tree) -> Tree:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         found = trees.flatten(reader.restore(folder / "state", args=args)) if flat else {}
     return jax.tree_util.tree_map_with_path(lambda keys, _: found["/".join(k.key for k in keys)], abstract)
+
+
+def _home(abstract: Any) -> Sharding:
+    """Where an array is wanted; by default on this process's first device."""
+    return getattr(abstract, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:

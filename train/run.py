@@ -17,7 +17,7 @@ from data.errors import UserError
 from train import flops
 from train import state as states
 from train.assemble import Data, Parts, RunConfig, assemble, build_data, compile_step, plain
-from train.checkpoint import CheckpointStore, restore_variables
+from train.checkpoint import CheckpointStore, restore_variables, step_folders
 from train.compile import CompiledStep, enable_compile_cache
 from train.components import call
 from train.console import Console
@@ -30,7 +30,7 @@ from train.profiling import Profiler
 from train.progress import Progress
 from train.state import TrainState
 from train.step import make_eval_step
-from train.workdir import ASSETS, check_config, claim, differences, write_assets, write_config
+from train.workdir import ASSETS, CHECKPOINTS, check_config, claim, differences, resolve, write_assets, write_config
 from train.writers import JsonlWriter, TensorBoardWriter, Writers
 
 
@@ -48,7 +48,8 @@ def train(
       config: nested dict with the keys of ``configs/base.py``; lists and tuples are the same.
       workdir: the run's folder; if it has checkpoints the run goes on from the newest sound one.
       init_from: a run folder or converted checkpoint whose parameters (averaged, if it keeps an average) begin this
-        run; optimiser and step start afresh.
+        run; optimiser and step start afresh.  Sections of type "kept" and, where the data can, its vocabulary are taken
+        from there.  Not read again when the run goes on.
       allow_config_change: go on although config or data differ from those that the run was started with.
 
     Returns:
@@ -58,9 +59,10 @@ def train(
       UserError: anything that the person who started the run has to put right.
       Diverged: too many steps in a row had non-finite gradients.
     """
-    values = json.loads(json.dumps(plain(config)))
-    cfg: RunConfig = call(RunConfig, values, "")
     workdir = Path(workdir).absolute()
+    origin = workdir if step_folders(workdir / CHECKPOINTS) else init_from
+    values = resolve(json.loads(json.dumps(plain(config))), origin)
+    cfg: RunConfig = call(RunConfig, values, "")
     console = console or Console(enabled=jax.process_index() == 0)
     if cfg.compile_cache:
         enable_compile_cache()
@@ -75,7 +77,7 @@ def train(
 
         mesh = build_mesh(cfg.mesh)
         console.note(f"mesh: {describe(mesh)}; {jax.process_count()} process(es)")
-        data = build_data(cfg, mesh)
+        data = build_data(cfg, mesh, str(Path(origin) / ASSETS) if origin else "")
         console.note(str(data.report))
         parts = assemble(cfg, mesh, data.shapes, write_assets(workdir, data.write_assets, check=strict))
         console.note(parts.summary)
@@ -94,10 +96,14 @@ def train(
             "mesh": dict(mesh.shape),
             "evaluate_with": f"ema/{parts.average}" if parts.average else "raw",
             "batches": _batches(data),
+            "lora": {"scale": run.cfg.lora["alpha"] / run.cfg.lora["rank"]} if run.cfg.lora["rank"] else None,
         }
         save = Save(cfg.checkpoint["every"], store, lambda: {**about, "progress": progress.state()})
         profiler = Profiler(workdir, **cfg.profile, note=console.note)
         closing.callback(profiler.close)
+        evaluation = _evaluate(run, store, writers)
+        if init_from and not store.exists():
+            evaluation.finish(start, state)  # what the fine-tuning starts from
         feed = DeviceFeed(pipeline.loader(data.train, start), run.put)
         closing.callback(feed.close)
         with Preemption(agree_every=cfg.log["every"] or 10) as preemption:
@@ -107,7 +113,7 @@ def train(
                 steps=cfg.steps,
                 train_step=train_step,
                 feed=feed,
-                hooks=[_evaluate(run, store, writers), _sample(run, writers), save, profiler],
+                hooks=[evaluation, _sample(run, writers), save, profiler],
                 save=save,
                 progress=progress,
                 preemption=preemption,
@@ -149,12 +155,15 @@ def _begin(run: _Run, store: CheckpointStore, init_from: str | Path | None) -> t
             note("warning: batches have other shapes than before, so the run goes on with other examples")
         return states.from_dict(tree), meta
     if init_from is None:
+        if run.cfg.lora["rank"]:
+            raise UserError("config.lora.rank is set, which adapts a trained model: give it as --init_from=DIR")
         return parts.create(None), {}
-    variables, meta = restore_variables(init_from, {"params": parts.abstract.params, "stats": parts.abstract.stats})
-    note(f"parameters from {init_from}, step {meta['step']}, {meta.get('evaluate_with', 'raw')}")
     theirs = Path(init_from) / ASSETS
     if theirs.is_dir() and (changed := differences(theirs, run.workdir / ASSETS)):
+        parts.check_assets(theirs)
         note(f"warning: {', '.join(changed)} differ between {theirs} and this run: inputs may mean other things")
+    variables, meta = restore_variables(init_from, parts.origin, optional=parts.optional)
+    note(f"parameters from {init_from}, step {meta['step']}, {meta.get('evaluate_with', 'raw')}")
     return parts.create(variables), {}
 
 
@@ -175,7 +184,7 @@ def _store(cfg: RunConfig, workdir: Path) -> CheckpointStore:
                 "config.checkpoint.keep_best compares evaluations: make checkpoint.every a multiple of "
                 f"evaluation.every; they are {every} and {interval}"
             )
-    folder, larger = workdir / "checkpoints", best.startswith("-")
+    folder, larger = workdir / CHECKPOINTS, best.startswith("-")
     return call(CheckpointStore, options, "checkpoint", folder=folder, larger_is_better=larger)
 
 

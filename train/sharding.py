@@ -151,10 +151,11 @@ def state_shardings(abstract: TrainState, specs: Mapping[str, Any], mesh: Mesh) 
 
     Args:
       abstract: ``jax.eval_shape`` of the function that makes the state.
-      specs: from ``param_specs``.
+      specs: from ``param_specs``; of the parameters, and of such statistics as are too large for every device.
     """
     by_path = {tuple(path.split("/")): spec for path, spec in flatten(specs).items()}
-    shapes = {tuple(path.split("/")): leaf.shape for path, leaf in flatten(abstract.params).items()}
+    arrays = flatten(abstract.params) | flatten(abstract.stats)
+    shapes = {tuple(path.split("/")): leaf.shape for path, leaf in arrays.items()}
 
     def leaf(path: Any, x: Any) -> NamedSharding:
         names = tuple(str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path)

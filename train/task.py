@@ -52,7 +52,11 @@ class StepContext:
 
 @runtime_checkable
 class Task(Protocol):
-    """One trainable problem.  All array methods are pure and jit-able."""
+    """One trainable problem.  All array methods are pure and jit-able.
+
+    A task may also have ``optional`` (path regex of parameters that a checkpoint it begins from may lack) and
+    ``check_assets(folder)`` (raises ``UserError`` where a checkpoint with those assets speaks of other things).
+    """
 
     unit: str
     """Plural noun of the throughput unit, for example ``"frames"``."""

@@ -19,6 +19,8 @@ from train import integrity, trees
 
 CONFIG = "config.json"
 ASSETS = "assets"
+CHECKPOINTS = "checkpoints"
+KEPT = "kept"  # `type` of a section that is taken from --init_from
 
 # Sections that say how a run is watched, kept and spread over devices, and not what it computes.
 MAY_CHANGE = ("log", "evaluation", "sample", "checkpoint", "profile", "mesh", "max_skipped", "compile_cache")
@@ -52,6 +54,32 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
         raise UserError(f"{workdir} is not a run folder: it has no {CONFIG}") from None
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
+
+
+def resolve(config: Mapping[str, Any], origin: str | Path | None) -> dict[str, Any]:
+    """The config with sections of ``type`` "kept" taken from what the run begins from, or goes on with.
+
+    The section's other keys, where they are not None, override those of ``origin``.
+
+    Args:
+      config: plain JSON values.
+      origin: run folder or converted checkpoint.
+
+    Raises:
+      UserError: there is no origin, or its config has no such section.
+    """
+    out = dict(config)
+    for name, section in config.items():
+        if not isinstance(section, Mapping) or section.get("type") != KEPT:
+            continue
+        if origin is None:
+            raise UserError(f"config.{name}.type is {KEPT!r}: it is taken from what --init_from=DIR names; give that")
+        theirs = read_config(origin)
+        if name not in theirs:
+            raise UserError(f"{Path(origin) / CONFIG} has no section {name!r}, which config.{name}.type={KEPT!r} needs")
+        own = {key: value for key, value in section.items() if key != "type" and value is not None}
+        out[name] = {**theirs[name], **own}
+    return out
 
 
 def write_config(workdir: Path, config: Mapping[str, Any]) -> None:

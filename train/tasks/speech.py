@@ -1,6 +1,7 @@
 """Speech: text and a reference clip in, log-mel frames out, by flow matching (F5-TTS and its kin)."""
 
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from jax.experimental import multihost_utils
 from jax.typing import ArrayLike
 
 from data.audio import filterbank, load_mel, save_wav, window
+from data.errors import UserError
 from data.text import Tokenizer
 from models.functional import functional
 from models.vocoders.griffin_lim import vocode
@@ -102,6 +104,31 @@ class SpeechTask:
     def axes(self) -> AxisRules:
         """The model file's own rules."""
         return self._axes
+
+    def check_assets(self, folder: Path) -> None:
+        """Whether a checkpoint with the assets in ``folder`` means the same by text ids and mel bands as this task.
+
+        Raises:
+          UserError: another vocabulary, or another mel; the first difference is named.
+        """
+        theirs, ours = Tokenizer.load(folder), self.tokenizer
+        if theirs.symbols != ours.symbols or theirs.size != ours.size:
+            pairs = enumerate(itertools.zip_longest(theirs.symbols, ours.symbols))
+            first = next(
+                (f"id {i} is {a!r} there and {b!r} here" for i, (a, b) in pairs if a != b), "bytes, not symbols"
+            )
+            raise UserError(
+                f"{folder} has a vocabulary of {theirs.size} symbols and this run one of {ours.size} ({first}); set "
+                "--config.data.tokenizer=kept to keep theirs, or resize the checkpoint's (run_convert --resize_vocab)"
+            )
+        spec, _, _ = load_mel(folder)
+        wrong = [name for name, value in spec.to_dict().items() if value != getattr(self.spec, name)]
+        if wrong:
+            name = wrong[0]
+            raise UserError(
+                f"{folder} was trained with mel.{name}={getattr(spec, name)!r}; this run has "
+                f"config.data.mel.{name}={getattr(self.spec, name)!r}: use the checkpoint's"
+            )
 
     def loss(self, variables: Variables, batch: Batch, key: jax.Array, ctx: StepContext) -> LossOutput:
         """``flow``: squared velocity error over hidden entries; ``loss_t…``: the same by time."""
