@@ -66,6 +66,26 @@ class Recogniser:
         return heard.hypstr.split() if heard and heard.hypstr else []
 
 
+class WordVerifier:
+    """Chooses among candidates of one text by how many of its words are heard: a verifier of the speech pipeline.
+
+    Args:
+      words: what the recogniser may hear, the words of all texts at least.
+      sample_rate: Hz of the waves.
+
+    Raises:
+      UserError: see ``Recogniser``.
+    """
+
+    def __init__(self, words: Iterable[str], sample_rate: int):
+        self.recogniser, self.sample_rate = Recogniser(words), sample_rate
+
+    def __call__(self, wave: np.ndarray, text: str) -> float:
+        """Minus the word errors, of words that the recogniser knows."""
+        said = [word for word in split_words(text) if word not in set(self.recogniser.unknown)]
+        return -float(len(align(said, self.recogniser.transcribe(wave, self.sample_rate))))
+
+
 @dataclasses.dataclass(frozen=True)
 class ErrorRate:
     """Word error rate over a set of utterances.

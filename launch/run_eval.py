@@ -10,6 +10,7 @@ Vocoders (a folder of configs/vocos.py): beside Griffin-Lim on held-out recordin
 samples per CPU second.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> None:
     defaults = {"steps": STEPS.value, "cfg_strength": CFG_STRENGTH.value, "sway": SWAY.value}
     rows = []
     for names, options in cells:
-        result = speech.evaluate(voice, judge, cases, **(defaults | options))
+        result = speech.evaluate(voice, judge, cases, dataclasses.replace(speech.PLAIN, **(defaults | options)))
         rows.append({"names": names, "result": result})
         title = ", ".join(f"{axis} {name}" for axis, name in names.items()) or "generated"
         print(
@@ -75,7 +76,7 @@ def main(argv: list[str]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         best = min(rows, key=lambda row: row["result"].wer.rate)["result"]
-        for i, spoken in enumerate(speech.speak(voice, cases[: WAVS.value], **best.options)):
+        for i, spoken in enumerate(speech.speak(voice, cases[: WAVS.value], best.options)):
             save_wav(out / f"{i}.wav", spoken.wave, spoken.sample_rate)
         speech.draw(out / "eval.png", rows, known)
         report = {

@@ -16,7 +16,7 @@ import numpy as np
 
 from data.errors import UserError
 from data.speech_corpus import SpeechCorpus
-from launch.pipelines.speech import Request, SpeechPipeline, Spoken
+from launch.pipelines.speech import Options, Request, SpeechPipeline, Spoken
 from launch.recogniser import ErrorRate, Recogniser, error_rate, split_words
 
 # The axes of the table, and what a name on them means to the pipeline.
@@ -25,6 +25,8 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
     "grid": {"sway": {"sway": -1.0, "pruned": False}, "uniform": {"sway": None, "pruned": False}},
     "cfg": {"off": {"cfg_strength": 0.0}, "weak": {"cfg_strength": 1.0}, "strong": {"cfg_strength": 2.0}},
 }
+# Prompts are whole utterances of a corpus: nothing is cut from them.
+PLAIN = Options(prepare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Judged:
       rtf_sampling: the part of it that is sampling.
     """
 
-    options: Mapping[str, Any]
+    options: Options
     wer: ErrorRate
     chance: ErrorRate
     network_calls: int
@@ -126,15 +128,15 @@ def judge_waves(judge: Recogniser, texts: Sequence[str], waves: Sequence[np.ndar
     return error_rate([split_words(t) for t in texts], [judge.transcribe(w, rate) for w in waves])
 
 
-def speak(pipeline: SpeechPipeline, cases: Sequence[Case], **options: Any) -> list[Spoken]:
+def speak(pipeline: SpeechPipeline, cases: Sequence[Case], options: Options = PLAIN) -> list[Spoken]:
     """Every case by the model; each has its own noise."""
-    requests = [Request(c.text, c.prompt, c.prompt_text, seed=i) for i, c in enumerate(cases)]
-    return pipeline.batch(requests, **options)
+    requests = [Request((c.text,), c.prompt, c.prompt_text, seed=i) for i, c in enumerate(cases)]
+    return pipeline.batch(requests, options)
 
 
-def evaluate(pipeline: SpeechPipeline, judge: Recogniser, cases: Sequence[Case], **options: Any) -> Judged:
+def evaluate(pipeline: SpeechPipeline, judge: Recogniser, cases: Sequence[Case], options: Options = PLAIN) -> Judged:
     """One setting of the sampler."""
-    spoken = speak(pipeline, cases, **options)
+    spoken = speak(pipeline, cases, options)
     said = [split_words(case.text) for case in cases]
     heard = [judge.transcribe(s.wave, s.sample_rate) for s in spoken]
     rtf, rtf_sampling = _real_time_factors(pipeline, cases[: pipeline.rows], options)
@@ -142,19 +144,17 @@ def evaluate(pipeline: SpeechPipeline, judge: Recogniser, cases: Sequence[Case],
         options=options,
         wer=error_rate(said, heard),
         chance=chance(said, heard),
-        network_calls=spoken[0].network_calls,
+        network_calls=spoken[0].ledger.network_calls,
         rtf=rtf,
         rtf_sampling=rtf_sampling,
     )
 
 
-def _real_time_factors(
-    pipeline: SpeechPipeline, cases: Sequence[Case], options: Mapping[str, Any]
-) -> tuple[float, float]:
+def _real_time_factors(pipeline: SpeechPipeline, cases: Sequence[Case], options: Options) -> tuple[float, float]:
     """Of one batch, the second time, when everything is compiled: as a whole, and its sampling alone."""
-    speak(pipeline, cases, **options)
+    speak(pipeline, cases, options)
     start, sampling = time.perf_counter(), pipeline.seconds["sampling"]
-    spoken = speak(pipeline, cases, **options)
+    spoken = speak(pipeline, cases, options)
     taken = time.perf_counter() - start, pipeline.seconds["sampling"] - sampling
     seconds = sum(len(s.wave) / s.sample_rate for s in spoken)
     return taken[0] / seconds, taken[1] / seconds

@@ -2,60 +2,56 @@
 
     voice = load("runs/demo")
     wave = voice("four one seven", "ref.wav", "three nine two")
+    for part in voice.stream(Request(long_text, "ref.wav", "three nine two")):
+        play(part)
 
-A run folder and a converted checkpoint load alike.  Requests are padded to a few static shapes, which changes no output
-(``padding="exact"``), so a service compiles a handful of programs and then none.
+A run folder and a converted checkpoint load alike.  A request is planned (reference, chunks, durations, seeds:
+``speech_plan``), sampled and vocoded in padded batches of a few static shapes, which changes no output
+(``speech_sampler``), and joined (``speech_joining``).  A service compiles a handful of programs and then none.
 """
 
 import dataclasses
-import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data.audio import load_audio, log_mel
+from data.audio import log_mel, resample
 from data.errors import UserError
-from data.text import pad_ids
-from sampling.grids import flow_grid
-from sampling.infill import infill, least_frames
-from sampling.noise import sample_keys, start_noise
-from sampling.solvers import solver
+from data.reference_clip import LOUDNESS
+from launch.pipelines import speech_editing
+from launch.pipelines.speech_durations import ByteRule, DurationPredictor, duration_rule
+from launch.pipelines.speech_editing import Edit
+from launch.pipelines.speech_joining import CrossFade, join
+from launch.pipelines.speech_plan import (
+    Options,
+    Piece,
+    Plan,
+    Planner,
+    Request,
+    Sound,
+    check_length,
+    derived_seed,
+    piece_seeds,
+    read_sound,
+)
+from launch.pipelines.speech_sampler import SILENCE, Sampled, Sampler, Voicer, bucket, check_finite, network_calls
+from launch.pipelines.speech_text import RELEASE_SECONDS, ids_of
+from launch.pipelines.vocoders import Vocoder, load_vocoder
+from sampling.ledger import Ledger
 from train.checkpoint import restore_variables
 from train.components import bind, build
 from train.task import Variables
 from train.tasks.speech import SpeechTask
 from train.workdir import ASSETS, read_config
 
-Vocoder = Callable[[np.ndarray, np.ndarray, jax.Array], jax.Array]  # log-mel [b, t, m], lengths [b], keys [b] -> waves
-Settings = tuple[tuple[float, ...], str, bool]  # times, solver, guided
-SPARE = 1.5  # a compiled shape is used again if it costs at most that many times the work
-MOST_SECONDS = 90.0  # of reference and new speech together; attention grows with the square
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What to say and in whose voice.
-
-    Attributes:
-      text: what to say.
-      ref_audio: a sound file, or mono samples [n] at the model's sample rate.
-      ref_text: what is said in ``ref_audio``.
-      duration: seconds of the new speech; None = by the number of UTF-8 bytes, at the reference's pace.
-      speed: divides the duration.
-      seed: of the noise; the same request with the same seed sounds the same in any batch.
-    """
-
-    text: str
-    ref_audio: str | Path | np.ndarray
-    ref_text: str
-    duration: float | None = None
-    speed: float = 1.0
-    seed: int = 0
+# (wave [n] at the pipeline's rate, what it should say) -> a score, higher is better
+Verifier = Callable[[np.ndarray, str], float]
+DEFAULT = Options()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,25 +60,37 @@ class Spoken:
 
     Attributes:
       wave: [samples] float32, the new speech alone.
-      mel: [frames, mels], its log-mel.
+      mel: [frames, mels], its log-mel, chunk behind chunk without the cross-fades.
       sample_rate: Hz.
-      network_calls: that it took, guidance counting twice.
+      ledger: network calls (guidance counts twice) and verifier calls that it took.
+      chunks: what was said, piece by piece.
+      seeds: of the chosen candidates; the same chunks with these seeds give the same sound.
+      scores: the verifier's of these, empty without one.
     """
 
     wave: np.ndarray
     mel: np.ndarray
     sample_rate: int
-    network_calls: int
+    ledger: Ledger
+    chunks: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    scores: tuple[float, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class _Prepared:
-    """A request as arrays: reference log-mel [f, m], ids of both texts, frames in all, seed."""
+class _Made(NamedTuple):
+    """A piece as sound: log-mel [f, m], wave [n], and the seed and score of the chosen candidate."""
 
-    clip: np.ndarray
-    ids: list[int]
-    frames: int
+    mel: np.ndarray
+    wave: np.ndarray
     seed: int
+    score: float | None
+
+
+class _Sent(NamedTuple):
+    """A batch on its way: what was sampled, its waves, still on the device."""
+
+    sampled: Sampled
+    waves: jax.Array
 
 
 class SpeechPipeline:
@@ -92,19 +100,36 @@ class SpeechPipeline:
       task: the network with its tokenizer, mel settings and normalisation.
       variables: its parameters.
       vocoder: turns log-mel into sound; Griffin-Lim by default.
+      durations: predicts how long a text takes; the byte rule by default.
       rows: the largest batch.
+      longest: seconds that the model has learned to make in one sequence; longer texts are said in chunks.
 
     Attributes:
-      programs: what has been compiled so far, by settings and shape (rows, frames, symbols).
-      seconds: spent in sampling and in the vocoder so far, compilation of the former left out.
+      sampler: its ``programs`` and ``compile_seconds`` count what was compiled.
+      voicer: its ``shapes`` are the vocoder's.
+      seconds: spent in sampling and in the vocoder so far, compilation of the former left out; streams do not count.
     """
 
-    def __init__(self, task: SpeechTask, variables: Variables, vocoder: Vocoder | None = None, rows: int = 8):
-        self.task, self.variables, self.rows = task, variables, rows
-        self.vocoder = vocoder or task.griffin_lim
-        self.programs: dict[tuple[Settings, tuple[int, int, int]], Callable[..., Any]] = {}
+    def __init__(
+        self,
+        task: SpeechTask,
+        variables: Variables,
+        vocoder: Vocoder | None = None,
+        *,
+        durations: DurationPredictor | None = None,
+        rows: int = 8,
+        longest: float = RELEASE_SECONDS,
+    ):
+        self.task, self.rows = task, rows
+        spec = task.spec
+        # A model that was trained on normalised spectrograms of its own corpus knows that corpus's loudness; the
+        # released ones know references of at least LOUDNESS.
+        released = task.mean == 0.0 and task.std == 1.0
+        rule = durations or ByteRule(spec.sample_rate / spec.hop)
+        self.planner = Planner(task.tokenizer, spec, rule, longest, LOUDNESS if released else 0.0)
+        self.sampler = Sampler(task, variables, rows)
+        self.voicer = Voicer(vocoder or load_vocoder(None, spec))
         self.seconds = {"sampling": 0.0, "vocoder": 0.0}
-        self._run = jax.jit(self._infill, static_argnames=("settings",))
 
     @property
     def sample_rate(self) -> int:
@@ -114,64 +139,102 @@ class SpeechPipeline:
     def __call__(
         self,
         text: str,
-        ref_audio: str | Path | np.ndarray,
+        ref_audio: Sound | None,
         ref_text: str,
+        options: Options = DEFAULT,
         *,
-        steps: int = 16,
-        cfg_strength: float = 2.0,
-        sway: float | None = -1.0,
-        pruned: bool = True,
-        method: str = "euler",
         speed: float = 1.0,
         duration: float | None = None,
         seed: int = 0,
     ) -> np.ndarray:
-        """Says ``text``: [samples] float32 at ``sample_rate``.  See ``Request`` and ``batch`` for the arguments."""
-        request = Request(text, ref_audio, ref_text, duration, speed, seed)
-        options = {"steps": steps, "cfg_strength": cfg_strength, "sway": sway, "pruned": pruned, "method": method}
-        return self.batch([request], **options)[0].wave
+        """Says ``text``: [samples] float32 at ``sample_rate``.  See ``Request`` and ``Options`` for the arguments."""
+        return self.batch([Request(text, ref_audio, ref_text, duration, speed, seed)], options)[0].wave
 
     def batch(
-        self,
-        requests: Sequence[Request],
-        *,
-        steps: int = 16,
-        cfg_strength: float = 2.0,
-        sway: float | None = -1.0,
-        pruned: bool = True,
-        method: str = "euler",
+        self, requests: Sequence[Request], options: Options = DEFAULT, verifier: Verifier | None = None
     ) -> list[Spoken]:
-        """Answers requests, those of like length together.
+        """Answers requests: all chunks of all of them, those of like length together.
 
         Args:
-          steps: of the solver; each costs one network call, with guidance two (``midpoint``: twice that).
-          cfg_strength: the release's number, guidance weight − 1; 0 = no guidance, at half the cost.
-          sway: coefficient of sway sampling, None = none.
-          pruned: the release's EPSS grids, where there is one for ``steps``.
-          method: "euler" or "midpoint".
+          verifier: chooses among ``options.nbest`` candidates of every chunk.
 
         Raises:
-          UserError: a missing or unreadable sound file, an empty text, symbols that the model has no id for, a wrong
-            duration or speed, more than a minute of speech, or wrong sampling options.
+          UserError: a request that cannot be fulfilled (see ``speech_plan.Planner``), wrong sampling options,
+            candidates without a verifier, or NaN in the model.
         """
-        prepared = [self._prepare(request) for request in requests]
-        try:
-            grid, _ = flow_grid(steps, sway_coefficient=sway, pruned=pruned), solver(method)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        if not cfg_strength >= 0.0:
-            raise UserError(f"cfg_strength is {cfg_strength}; expected 0 (no guidance) or more")
-        settings: Settings = (tuple(grid.tolist()), method, cfg_strength >= 1e-5)
+        _check_verifier(options, verifier)
+        plans = [self.planner(request, options) for request in requests]
+        made = self._make([plan.pieces for plan in plans], options, verifier)
+        later = [i for i, plan in enumerate(plans) if len(plan.pieces) < len(plan.chunks)]
+        if later:  # the first chunk has made up a voice for the others
+            others = [self.planner.after_first(requests[i], plans[i], made[i][0].mel, options) for i in later]
+            for i, more in zip(later, self._make([o.pieces for o in others], options, verifier), strict=True):
+                made[i] += more
+        return [self._spoken(plan, parts, options) for plan, parts in zip(plans, made, strict=True)]
 
-        # The longest first: what is compiled for them often serves the rest.
-        order = sorted(range(len(requests)), key=lambda i: -prepared[i].frames)
-        answers: dict[int, Spoken] = {}
-        for group in (order[i : i + self.rows] for i in range(0, len(order), self.rows)):
-            parts = [prepared[i] for i in group]
-            mels, calls = self._sample(parts, cfg_strength + 1.0, settings)
-            for i, mel, wave in zip(group, mels, self.vocode(mels, [p.seed for p in parts]), strict=True):
-                answers[i] = Spoken(wave, mel, self.sample_rate, calls)
-        return [answers[i] for i in range(len(requests))]
+    def stream(
+        self, request: Request, options: Options = DEFAULT, verifier: Verifier | None = None
+    ) -> Iterator[np.ndarray]:
+        """Says a text chunk by chunk, a short one first, and yields sound as it is certain: [samples] float32 each.
+
+        The next chunk is sampled while the last one is vocoded, fetched and used by the caller.  All parts together are
+        what ``batch`` gives for the same chunks and seeds.
+
+        Raises:
+          UserError: as ``batch``, before the first part is asked for.
+        """
+        _check_verifier(options, verifier)
+        plan = self.planner(request, options, stream=True)
+        return self._stream(request, plan, options, verifier)
+
+    def edit(
+        self,
+        audio: Sound,
+        text: str,
+        edits: Sequence[Edit],
+        options: Options = DEFAULT,
+        *,
+        ref_text: str = "",
+        seed: int = 0,
+        verifier: Verifier | None = None,
+    ) -> Spoken:
+        """Says parts of a recording anew, as ``text`` (all words of the result) has it.
+
+        Kept mel frames come back bit for bit, kept samples (at ``sample_rate``) exactly, but for 20 ms at each edge.
+
+        Args:
+          audio: the recording.
+          text: the words of the whole result.
+          edits: the spans that change, in order.
+          ref_text: the words of the recording; where given, an edit without a length gets it from the bytes gained.
+
+        Raises:
+          UserError: a bad recording, text or span.
+        """
+        _check_verifier(options, verifier)
+        spec = self.task.spec
+        wave, rate = read_sound(audio, self.sample_rate)
+        wave = resample(wave.mean(axis=1) if wave.ndim == 2 else wave, rate, self.sample_rate)
+        rms = float(np.sqrt(np.mean(np.square(wave, dtype=np.float64)))) if len(wave) else 0.0
+        if not rms > 1e-5:
+            raise UserError("the recording to edit is silent or empty")
+        gain = max(1.0, self.planner.loudness / rms)
+        lengths = speech_editing.new_lengths(edits, len(wave) / self.sample_rate, ref_text, text)
+        mel = log_mel((wave * np.float32(gain)).astype(np.float32), spec)
+        line = speech_editing.timeline(mel, len(wave), edits, lengths, spec)
+        frames = len(line.mel)
+        check_length(frames, spec)
+        ids = ids_of(self.task.tokenizer, text, text)
+        if not text.strip() or len(ids) >= frames:
+            raise UserError(f"the text has {len(ids)} symbols for {frames} frames of sound; expected 1 to {frames - 1}")
+        piece = Piece(text, text, ids, line.mel, line.known, frames, frames, 0, piece_seeds(seed, 1)[0])
+        fade = round(speech_editing.FADE * self.sample_rate)
+
+        def spliced(made: np.ndarray) -> np.ndarray:
+            return speech_editing.splice(wave, made / np.float32(gain), line, fade)
+
+        made = self._best(self._collect(self._send(_candidates(piece, options), options)), piece, verifier, spliced)
+        return self._spoken(Plan(None, (text,), 0, (piece,)), [made], options)
 
     def vocode(self, mels: Sequence[np.ndarray], seeds: Sequence[int] | None = None) -> list[np.ndarray]:
         """Log-mels [frames, mels] of one batch -> waves [samples] float32; ``seeds`` of each one's first phases."""
@@ -179,114 +242,127 @@ class SpeechPipeline:
         rows = 1 << (len(mels) - 1).bit_length()
         padded = [*mels, *[mels[-1]] * (rows - len(mels))]
         lengths = np.array([len(mel) for mel in padded], np.int32)
-        batch = np.full((rows, bucket(int(lengths.max()), 64), spec.n_mels), np.log(1e-5), np.float32)
+        batch = np.full((rows, bucket(int(lengths.max()), 64), spec.n_mels), SILENCE, np.float32)
         for row, mel in zip(batch, padded, strict=True):
             row[: len(mel)] = mel
         ids = np.zeros(rows, np.uint32) if seeds is None else np.resize(np.array(seeds, np.uint32), rows)
-        waves = np.asarray(self.vocoder(batch, lengths, sample_keys(jax.random.key(1), jnp.asarray(ids))))
+        sampled = Sampled(jnp.asarray(batch), lengths, ids, len(mels), 0)
+        waves = np.asarray(self.voicer(sampled))
         self.seconds["vocoder"] += time.perf_counter() - start
-        samples = spec.hop * (lengths - 1) + spec.n_fft - 2 * spec.padding
-        return [waves[i, : samples[i]] for i in range(len(mels))]
+        return [waves[i, : self.voicer.vocoder.samples(int(lengths[i]))] for i in range(len(mels))]
 
-    def _prepare(self, request: Request) -> _Prepared:
-        """Loads, encodes and measures; everything that can be wrong with a request is found here."""
-        if not request.text.strip():
-            raise UserError("there is no text to say; give --text")
-        if not request.ref_text.strip():
-            raise UserError("the reference clip needs its words; give --ref_text")
-        spec, tokenizer = self.task.spec, self.task.tokenizer
-        stop = not tokenizer.unknown_symbols(".")
-        text, ref_text = finished(request.text, stop), finished(request.ref_text, stop)
-        ids = tokenizer.encode(f"{ref_text} {text}")
-        audio = request.ref_audio
-        wave = audio if isinstance(audio, np.ndarray) else load_audio(audio, spec.sample_rate)
-        clip = log_mel(np.asarray(wave, np.float32), spec)
-        if request.duration is None:
-            new = spoken_frames(len(clip), ref_text, text, request.speed)
-        elif request.duration > 0:
-            new = max(2, round(request.duration * spec.sample_rate / spec.hop))
-        else:
-            raise UserError(f"duration is {request.duration} s; expected more than 0")
-        least = least_frames(np.array([len(clip) + new]), np.array([len(ids)]), np.array([len(clip)]))
-        seconds = int(least[0]) * spec.hop / spec.sample_rate
-        if seconds > MOST_SECONDS:
-            raise UserError(
-                f"reference and speech would last {seconds:.0f} s together, more than {MOST_SECONDS:.0f}: "
-                "shorten the text or the reference, or say it in parts"
-            )
-        return _Prepared(clip, ids, int(least[0]), request.seed)
+    def _make(
+        self, pieces: Sequence[Sequence[Piece]], options: Options, verifier: Verifier | None
+    ) -> list[list[_Made]]:
+        """Every piece of every request, the best of its candidates."""
+        flat = [candidate for group in pieces for piece in group for candidate in _candidates(piece, options)]
+        made: dict[int, _Made] = {}
+        for group in self.sampler.groups(flat):
+            compiled, begin = self.sampler.compile_seconds, time.perf_counter()
+            sampled = self.sampler([flat[i] for i in group], options)
+            jax.block_until_ready(sampled.mel)
+            middle = time.perf_counter()
+            sent = _Sent(sampled, jax.block_until_ready(self.voicer(sampled)))
+            self.seconds["sampling"] += middle - begin - (self.sampler.compile_seconds - compiled)
+            self.seconds["vocoder"] += time.perf_counter() - middle
+            made |= dict(zip(group, self._collect([sent]), strict=True))
+        results, place = [], 0
+        for group in pieces:
+            best = []
+            for piece in group:
+                candidates = [made[i] for i in range(place, place + options.nbest)]
+                best.append(self._best(candidates, piece, verifier))
+                place += options.nbest
+            results.append(best)
+        return results
 
-    def _sample(self, group: Sequence[_Prepared], weight: float, settings: Settings) -> tuple[list[np.ndarray], int]:
-        """Log-mels of the new speech of one padded batch, and network calls per row."""
-        shape = self._shape(len(group), max(p.frames for p in group), max(len(p.ids) for p in group), settings)
-        rows, frames, symbols = shape
-        padded = [*group, *[group[-1]] * (rows - len(group))]
-        clip = np.zeros((rows, frames, self.task.spec.n_mels), np.float32)
-        for row, p in zip(clip, padded, strict=True):
-            row[: len(p.clip)] = p.clip
-        arrays = (
-            clip,
-            np.array([len(p.clip) for p in padded], np.int32),
-            pad_ids([p.ids for p in padded], symbols),
-            np.array([p.frames for p in padded], np.int32),
-            np.array([p.seed for p in padded], np.uint32),
-            np.float32(weight),
-        )
-        if (settings, shape) not in self.programs:
-            lowered = self._run.lower(self.variables, *arrays, settings=settings)
-            self.programs[settings, shape] = lowered.compile()
-        start = time.perf_counter()
-        mel, calls = self.programs[settings, shape](self.variables, *arrays)
-        mel = np.asarray(mel)
-        self.seconds["sampling"] += time.perf_counter() - start
-        return [mel[i, len(p.clip) : p.frames] for i, p in enumerate(group)], int(calls)
+    def _stream(
+        self, request: Request, plan: Plan, options: Options, verifier: Verifier | None
+    ) -> Iterator[np.ndarray]:
+        gain = 1.0 if plan.reference is None else plan.reference.gain
+        fade, pieces = CrossFade(round(options.cross_fade * self.sample_rate)), plan.pieces
+        ahead: tuple[Piece, list[_Sent]] | None = None
 
-    def _shape(self, rows: int, frames: int, symbols: int, settings: Settings) -> tuple[int, int, int]:
-        """The smallest compiled shape that fits without much waste, or the one to compile."""
-        new = (1 << (rows - 1).bit_length(), bucket(frames, 64), bucket(symbols, 32))
-        compiled = [shape for known, shape in self.programs if known == settings]
-        fitting = [
-            s for s in compiled if all(have >= need for have, need in zip(s, (rows, frames, symbols), strict=True))
-        ]
-        best = min(fitting, key=lambda s: s[0] * s[1], default=new)
-        return best if best[0] * best[1] <= SPARE * new[0] * new[1] else new
+        def finish(waiting: tuple[Piece, list[_Sent]]) -> _Made:
+            return self._best(self._collect(waiting[1]), waiting[0], verifier)
 
-    def _infill(
+        if len(pieces) < len(plan.chunks):  # no reference: the others need the voice of the first
+            first = finish((pieces[0], self._send(_candidates(pieces[0], options), options)))
+            yield from _some(fade.add(first.wave))
+            pieces = self.planner.after_first(request, plan, first.mel, options).pieces
+        for piece in pieces:
+            # Queued behind the chunk before, whose sound is fetched only now: the device never waits for the host.
+            sent = piece, self._send(_candidates(piece, options), options)
+            if ahead is not None:
+                yield from _some(fade.add(finish(ahead).wave / np.float32(gain)))
+            ahead = sent
+        if ahead is not None:
+            last = fade.add(finish(ahead).wave / np.float32(gain))
+            yield np.concatenate([last, fade.finish()])
+
+    def _send(self, pieces: Sequence[Piece], options: Options) -> list[_Sent]:
+        """Sampling and vocoding of pieces, queued on the device."""
+        sent = []
+        for i in range(0, len(pieces), self.rows):
+            sampled = self.sampler(pieces[i : i + self.rows], options)
+            sent.append(_Sent(sampled, self.voicer(sampled)))
+        return sent
+
+    def _collect(self, sent: Sequence[_Sent]) -> list[_Made]:
+        """Waits for what was sent."""
+        made = []
+        for sampled, waves in sent:
+            mels, sounds = np.asarray(sampled.mel), np.asarray(waves)
+            for i in range(sampled.real):
+                frames = int(sampled.lengths[i])
+                check_finite(mels[i, :frames], self.sampler.variables)
+                wave = sounds[i, : self.voicer.vocoder.samples(frames)]
+                made.append(_Made(mels[i, :frames], wave, int(sampled.seeds[i]), None))
+        return made
+
+    def _best(
         self,
-        variables: Variables,
-        clip: jax.Array,
-        known: jax.Array,
-        text: jax.Array,
-        lengths: jax.Array,
-        seeds: jax.Array,
-        weight: jax.Array,
-        *,
-        settings: Settings,
-    ) -> tuple[jax.Array, jax.Array]:
-        """The whole of sampling as one program: log-mel [b, t, m]."""
-        times, method, guided = settings
-        frames = clip.shape[1]
-        result = infill(
-            self.task.infill_network(variables, frames),
-            self.task.normalise(clip, known),
-            jnp.arange(frames) < known[:, None],
-            text,
-            lengths,
-            start_noise(jax.random.key(0), seeds, clip.shape[1:]),
-            np.array(times),
-            weight=weight if guided else None,
-            solver=solver(method),
+        candidates: Sequence[_Made],
+        piece: Piece,
+        verifier: Verifier | None,
+        finish: Callable[[np.ndarray], np.ndarray] = lambda wave: wave,
+    ) -> _Made:
+        """The candidate that the verifier likes best, the first of equals; waves go through ``finish`` first."""
+        made = [candidate._replace(wave=finish(candidate.wave)) for candidate in candidates]
+        if verifier is None:
+            return made[0]
+        scored = [candidate._replace(score=float(verifier(candidate.wave, piece.said))) for candidate in made]
+        return max(scored, key=lambda candidate: candidate.score or 0.0)
+
+    def _spoken(self, plan: Plan, made: Sequence[_Made], options: Options) -> Spoken:
+        gain = np.float32(1.0 if plan.reference is None else plan.reference.gain)
+        scores = tuple(part.score for part in made if part.score is not None)
+        runs = options.nbest * len(made)
+        return Spoken(
+            wave=join([part.wave / gain for part in made], round(options.cross_fade * self.sample_rate)),
+            mel=np.concatenate([part.mel for part in made]),
+            sample_rate=self.sample_rate,
+            ledger=Ledger(network_calls=runs * network_calls(options), verifier_calls=runs if scores else 0),
+            chunks=plan.chunks,
+            seeds=tuple(part.seed for part in made),
+            scores=scores,
         )
-        return self.task.denormalise(result.out), jnp.asarray(result.ledger.network_calls)
 
 
-def load(folder: str | Path, *, params: str = "ema", vocoder: Vocoder | None = None) -> SpeechPipeline:
+def load(
+    folder: str | Path,
+    *,
+    params: str = "ema",
+    vocoder: Vocoder | str | Path | None = None,
+    durations: DurationPredictor | str = "rule",
+) -> SpeechPipeline:
     """A pipeline from a run folder or a converted checkpoint.
 
     Args:
       folder: has config.json, assets/ and checkpoints/.
       params: "ema" (what the run evaluated with), "raw", or "ema/<decay>".
-      vocoder: see ``SpeechPipeline``.
+      vocoder: one, or the folder of one; None = Griffin-Lim.
+      durations: a predictor, "rule", or "fixed" or "fixed:<bytes per second>".
 
     Raises:
       UserError: not such a folder, no checkpoint in it yet, or a damaged one; a run of something other than speech.
@@ -303,36 +379,33 @@ def load(folder: str | Path, *, params: str = "ema", vocoder: Vocoder | None = N
     task = build(config["task"], "task", model=model, assets=str(assets), shapes=(), precision=precision)
     if not isinstance(task, SpeechTask):
         raise UserError(f"{folder} is a run of {type(task).__name__}, not of speech")
+    if vocoder is None or isinstance(vocoder, str | Path):
+        vocoder = load_vocoder(vocoder, task.spec)
+    if isinstance(durations, str):
+        durations = duration_rule(durations, task.spec.sample_rate / task.spec.hop)
     variables, _ = restore_variables(folder, task.network.abstract(), params=params)
-    return SpeechPipeline(task, variables, vocoder)
+    longest = trained_seconds(config.get("data") or {})
+    return SpeechPipeline(task, variables, vocoder, durations=durations, longest=longest)
 
 
-def finished(text: str, stop: bool = True) -> str:
-    """``text`` as one sentence: no blanks around it and, with ``stop``, a full stop where it ends without a sign.
-
-    The release does so with reference texts: without it a model cannot know where the reference ends.
-    """
-    text = text.strip()
-    return f"{text}." if stop and text[-1:].isalnum() else text
-
-
-def spoken_frames(ref_frames: int, ref_text: str, text: str, speed: float = 1.0) -> int:
-    """Frames of ``text`` at the pace of the reference: proportional to UTF-8 bytes (F5-TTS's rule).
-
-    Each text counts one byte more, for the pause that separates it from the next.
-
-    Raises:
-      UserError: ``speed`` is not positive.
-    """
-    if not speed > 0:
-        raise UserError(f"speed is {speed}; expected more than 0 (1 = the reference's pace)")
-    return max(2, round(ref_frames * (len(text.encode()) + 1) / (len(ref_text.encode()) + 1) / speed))
+def trained_seconds(data: Mapping[str, Any]) -> float:
+    """The longest sequence of a run's data section, at most what the release puts into one."""
+    longest = data.get("max_seconds") or RELEASE_SECONDS
+    if data.get("pairs"):
+        longest = data.get("pair_seconds") or 2 * longest
+    return min(float(longest), RELEASE_SECONDS)
 
 
-@functools.cache
-def bucket(n: int, smallest: int) -> int:
-    """The next of a few sizes: ``smallest``, then four per octave, so that at most a quarter is padding."""
-    if n <= smallest:
-        return smallest
-    step = 1 << max((n - 1).bit_length() - 3, 0)
-    return -(-n // step) * step
+def _candidates(piece: Piece, options: Options) -> list[Piece]:
+    """The piece with as many seeds as candidates are wanted, its own first."""
+    others = [dataclasses.replace(piece, seed=derived_seed(piece.seed, 0, i)) for i in range(1, options.nbest)]
+    return [piece, *others]
+
+
+def _check_verifier(options: Options, verifier: Verifier | None) -> None:
+    if options.nbest > 1 and verifier is None:
+        raise UserError(f"nbest is {options.nbest}, but there is no verifier to choose with")
+
+
+def _some(wave: np.ndarray) -> list[np.ndarray]:
+    return [wave] if len(wave) else []

@@ -72,3 +72,21 @@ class FixedPace:
     def __call__(self, ref_frames: int, ref_ids: Sequence[int], ids: Sequence[int], texts: tuple[str, str]) -> float:
         """See ``DurationPredictor``."""
         return self.frame_rate * (len(texts[1].encode()) + 1) / self.bytes_per_second
+
+
+def duration_rule(name: str, frame_rate: float) -> DurationPredictor:
+    """The rule called "rule", or "fixed", or "fixed:<bytes per second>".
+
+    Raises:
+      UserError: another name.
+    """
+    kind, _, pace = name.partition(":")
+    if kind == "rule" and not pace:
+        return ByteRule(frame_rate)
+    if kind == "fixed":
+        try:
+            value = float(pace) if pace else BYTES_PER_SECOND
+        except ValueError:
+            raise UserError(f"durations are {name!r}; expected a number behind fixed:") from None
+        return FixedPace(frame_rate, value)
+    raise UserError(f"durations are {name!r}; expected rule, fixed or fixed:<bytes per second>")

@@ -21,8 +21,8 @@ class CrossFade:
     def add(self, wave: np.ndarray) -> np.ndarray:
         """Takes the next wave [n], returns what is now certain."""
         n = min(self.overlap, len(self._tail), len(wave))
-        fade = np.linspace(1.0, 0.0, n)
-        mixed = self._tail[len(self._tail) - n :] * fade + wave[:n] * fade[::-1]
+        falling, rising = np.linspace(1.0, 0.0, n), np.linspace(0.0, 1.0, n)
+        mixed = self._tail[len(self._tail) - n :] * falling + wave[:n] * rising
         whole = np.concatenate([self._tail[: len(self._tail) - n], mixed.astype(np.float32), wave[n:]])
         certain = max(len(whole) - self.overlap, 0)
         self._tail = whole[certain:]

@@ -211,7 +211,7 @@ class Planner:
         """A recording and its words as the network takes them."""
         if not text.strip():
             raise UserError("the reference clip needs its words; give --ref_text")
-        wave, rate = _read(sound, self.spec.sample_rate)
+        wave, rate = read_sound(sound, self.spec.sample_rate)
         if len(wave) < LEAST_SECONDS * rate:
             raise UserError(
                 f"the reference clip has {len(wave)} samples at {rate} Hz, less than {LEAST_SECONDS} s; "
@@ -350,8 +350,12 @@ def _texts(request: Request) -> tuple[str, ...]:
     return request.text if isinstance(request.text, tuple) else (request.text,)
 
 
-def _read(sound: Sound, sample_rate: int) -> tuple[np.ndarray, int]:
-    """([n] or [n, channels], Hz) of a file, of samples at ``sample_rate`` or of samples with their rate."""
+def read_sound(sound: Sound, sample_rate: int) -> tuple[np.ndarray, int]:
+    """([n] or [n, channels], Hz) of a file, of samples at ``sample_rate`` or of samples with their rate.
+
+    Raises:
+      UserError: an unreadable file, or samples that are not finite.
+    """
     if isinstance(sound, str | Path):
         return read_audio(sound)
     wave, rate = sound if isinstance(sound, tuple) else (sound, sample_rate)

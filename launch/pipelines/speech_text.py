@@ -63,10 +63,11 @@ def ids_of(tokenizer: Tokenizer, text: str, said: str) -> list[int]:
     """Ids of ``text``, of which ``said`` is the new part.
 
     Raises:
-      UserError: a symbol has no id, or, where the tokenizer takes unknown ones for blanks, all of ``said`` are such.
+      UserError: a symbol has no id, or, where the tokenizer takes unknown ones for blanks, all letters of ``said`` are
+        such.
     """
     ids = tokenizer.encode(text)
-    symbols = [symbol for symbol in tokenizer.split(said) if symbol.strip()]
+    symbols = [symbol for symbol in tokenizer.split(said) if any(map(str.isalnum, symbol))]
     if symbols and set(symbols) <= set(tokenizer.unknown_symbols(said)):
         raise UserError(f"the tokenizer knows no symbol of {said[:60]!r}; give a text in the script it was made for")
     return ids

@@ -1,5 +1,6 @@
 """The speech pipeline: the same answer alone or in a batch, few programs, and clear refusals."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,9 +9,13 @@ import pytest
 
 from data.audio import log_mel
 from data.errors import UserError
-from launch.pipelines.speech import Request, bucket, finished, load, spoken_frames
+from launch.pipelines.speech import Options, Request, load
+from launch.pipelines.speech_durations import ByteRule
+from launch.pipelines.speech_sampler import bucket
 from tests.launch.speech import make_clip, make_workdir
 from tests.train.speech import SPEC
+
+TWO = Options(steps=2, prepare=False)
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +34,18 @@ def clip(tmp_path_factory):
 
 
 def test_it_speaks_for_as_long_as_the_rule_says(voice, clip):
-    wave = voice("ab cd", clip, "ef gh ab", steps=4)
-    frames = spoken_frames(SPEC.frames(int(0.6 * SPEC.sample_rate)), "ef gh ab", "ab cd")
+    wave = voice("ab cd", clip, "ef gh ab", Options(steps=4, prepare=False))
+    frames = round(ByteRule(SPEC.hop)(SPEC.frames(int(0.6 * SPEC.sample_rate)), (), (), ("ef gh ab", "ab cd")))
     assert wave.dtype == np.float32 and wave.shape == ((frames - 1) * SPEC.hop,)
     assert np.isfinite(wave).all() and wave.std() > 0
 
 
 def test_a_request_sounds_the_same_alone_and_in_any_batch(voice, clip):
     requests = [Request(text, clip, "ef gh", seed=i) for i, text in enumerate(("ab cd ef gh ab cd", "ab", "cd ef"))]
-    together = voice.batch(requests, steps=4)
-    backwards = voice.batch(requests[::-1], steps=4)[::-1]
+    together = voice.batch(requests, Options(steps=4))
+    backwards = voice.batch(requests[::-1], Options(steps=4))[::-1]
     for i, request in enumerate(requests):
-        alone = voice.batch([request], steps=4)[0]
+        alone = voice.batch([request], Options(steps=4))[0]
         for other in (together[i], backwards[i]):
             np.testing.assert_allclose(other.mel, alone.mel, atol=2e-4)
             assert other.wave.shape == alone.wave.shape
@@ -48,7 +53,7 @@ def test_a_request_sounds_the_same_alone_and_in_any_batch(voice, clip):
 
 
 def test_the_seed_decides(voice, clip):
-    one, again, other = (voice("ab", clip, "cd", steps=2, seed=s) for s in (3, 3, 4))
+    one, again, other = (voice("ab", clip, "cd", TWO, seed=s) for s in (3, 3, 4))
     np.testing.assert_array_equal(one, again)
     assert not np.allclose(one, other)
 
@@ -57,43 +62,46 @@ def test_samples_and_files_are_the_same_reference(voice, clip):
     import soundfile
 
     wave, _ = soundfile.read(clip, dtype="float32")
-    np.testing.assert_array_equal(voice("ab", wave, "cd", steps=2), voice("ab", clip, "cd", steps=2))
+    np.testing.assert_array_equal(voice("ab", wave, "cd", TWO), voice("ab", clip, "cd", TWO))
 
 
 def test_few_programs_are_compiled(workdir, clip):
     voice = load(workdir)
     for text, duration in (("ab", 0.1), ("ab cd", 0.15), ("ab cd ef", 0.12)):  # of one bucket
         for strength in (0.5, 2.0):  # traced
-            voice(text, clip, "gh ef", steps=3, cfg_strength=strength, seed=len(text), duration=duration)
-    assert len(voice.programs) == 1
+            voice(
+                text,
+                clip,
+                "gh ef",
+                Options(steps=3, cfg_strength=strength, prepare=False),
+                seed=len(text),
+                duration=duration,
+            )
+    assert len(voice.sampler.programs) == 1
     request = Request("ab", clip, "cd", duration=0.1)
-    calls = [voice.batch([request], steps=3, cfg_strength=strength)[0].network_calls for strength in (2.0, 0.0)]
-    assert calls == [6, 3] and len(voice.programs) == 2
+    costs = [
+        voice.batch([request], Options(steps=3, cfg_strength=strength, prepare=False))[0].ledger
+        for strength in (2.0, 0.0)
+    ]
+    calls = [cost.network_calls for cost in costs]
+    assert calls == [6, 3] and len(voice.sampler.programs) == 2
 
 
 def test_a_compiled_shape_serves_what_is_a_little_shorter(workdir, clip):
     voice = load(workdir)
     for duration in (0.4, 0.2, 0.05):
-        voice.batch([Request("ab cd", clip, "cd ef", duration=duration)], steps=2)
-    assert len(voice.programs) == 1
-    voice.batch([Request("ab cd", clip, "cd ef", duration=2.0)], steps=2)
-    assert len(voice.programs) == 2
+        voice.batch([Request("ab cd", clip, "cd ef", duration=duration)], TWO)
+    assert len(voice.sampler.programs) == 1
+    voice.batch([Request("ab cd", clip, "cd ef", duration=2.0)], TWO)
+    assert len(voice.sampler.programs) == 2
 
 
 def test_duration_and_speed(voice, clip):
-    normal = voice("ab cd ef", clip, "gh", steps=2)
-    fast = voice("ab cd ef", clip, "gh", steps=2, speed=2.0)
-    asked = voice("ab cd ef", clip, "gh", steps=2, duration=0.4)
+    normal = voice("ab cd ef", clip, "gh", TWO)
+    fast = voice("ab cd ef", clip, "gh", TWO, speed=2.0)
+    asked = voice("ab cd ef", clip, "gh", TWO, duration=0.4)
     assert len(fast) == pytest.approx(len(normal) / 2, abs=2 * SPEC.hop)
     assert len(asked) == pytest.approx(0.4 * SPEC.sample_rate, abs=1.5 * SPEC.hop)
-
-
-def test_frames_follow_utf8_bytes():
-    assert spoken_frames(100, "four one", "nine two") == 100
-    assert spoken_frames(100, "abc", "äöü") == 175  # six bytes and a pause against three and a pause
-    assert spoken_frames(100, "abc", "abcd", speed=0.5) == 250
-    with pytest.raises(UserError, match="speed is 0"):
-        spoken_frames(100, "a", "b", speed=0)
 
 
 def test_buckets_waste_at_most_a_quarter_and_are_few():
@@ -126,11 +134,29 @@ def test_vocoder_makes_a_wave_of_that_mel(voice, clip):
         ({"method": "rk45"}, "unknown solver 'rk45'"),
         ({"cfg_strength": -1.0}, "cfg_strength is -1"),
         ({"duration": 100.0}, "more than 90"),
+        ({"seed": -1}, "seed is -1"),
+        ({"text": ("ab", "cd"), "seed": (1,)}, "1 seeds for 2 chunks"),
+        ({"behaviour": "odd"}, "behaviour is 'odd'"),
+        ({"cross_fade": -0.1}, "cross_fade is -0.1"),
+        ({"nbest": 0}, "nbest is 0"),
+        ({"nbest": 2}, "no verifier to choose with"),
+        ({"ref_audio": np.zeros(1, np.float32)}, "has 1 samples at 8000 Hz, less than 0.1 s"),
+        ({"ref_audio": np.zeros(8000, np.float32)}, "reference clip is silent"),
+        ({"ref_audio": np.full(8000, np.nan, np.float32)}, "expected finite samples"),
+        ({"ref_audio": np.ones((30 * 8000,), np.float32)}, "lasts 30.0 s without its silence"),
     ],
 )
 def test_what_it_cannot_do_is_said(voice, clip, change, message):
+    names = {field.name for field in dataclasses.fields(Options)}
     with pytest.raises(UserError, match=message):
-        voice(**{"text": "ab", "ref_audio": clip, "ref_text": "cd", "steps": 2, **change})
+        options = Options(**({"steps": 2} | {k: v for k, v in change.items() if k in names}))
+        request = Request(
+            **(
+                {"text": "ab", "ref_audio": clip, "ref_text": "cd"}
+                | {k: v for k, v in change.items() if k not in names}
+            )
+        )
+        voice.batch([request], options)
 
 
 def test_folders_that_cannot_speak(tmp_path, workdir):
@@ -151,6 +177,53 @@ def test_folders_that_cannot_speak(tmp_path, workdir):
         load(other)
 
 
-def test_sentences_are_finished_where_the_model_knows_how():
-    assert finished(" four one ") == "four one." and finished("four one", stop=False) == "four one"
-    assert [finished(t) for t in ("why?", "你好。", "one.", "don't")] == ["why?", "你好。", "one.", "don't."]
+def test_nan_in_the_weights_is_named(workdir, clip):
+    voice = load(workdir)
+    params = voice.sampler.variables["params"]
+    params["output"]["bias"] = np.full_like(np.asarray(params["output"]["bias"]), np.nan)
+    with pytest.raises(UserError, match="the parameter output/bias holds NaN"):
+        voice("ab", clip, "cd", TWO)
+
+
+def test_the_best_of_several_by_a_verifier(voice, clip):
+    heard = []
+
+    def loudness(wave: np.ndarray, text: str) -> float:
+        heard.append(text)
+        return float(np.abs(wave).mean())
+
+    request = Request(("ab cd", "ef"), clip, "gh", seed=5)
+    best = voice.batch([request], dataclasses.replace(TWO, nbest=3), loudness)[0]
+    assert heard == ["ab cd"] * 3 + ["ef"] * 3
+    assert best.ledger.network_calls == 2 * 3 * 4 and best.ledger.verifier_calls == 6
+    again = voice.batch([dataclasses.replace(request, seed=best.seeds)], TWO)[0]
+    np.testing.assert_allclose(again.wave, best.wave, atol=2e-4)
+    plain = voice.batch([request], TWO)[0]
+    assert plain.seeds[0] == 5 and len(set(plain.seeds) | set(best.seeds)) > 1
+    scores = [
+        float(np.abs(voice.batch([dataclasses.replace(request, seed=s.seeds)], TWO)[0].wave).mean())
+        for s in (plain, best)
+    ]
+    assert scores[1] >= scores[0]
+
+
+def test_without_a_reference_the_first_chunk_gives_the_voice(voice):
+    spoken = voice.batch([Request(("ab cd", "ef", "gh"), None, "", seed=3), Request("ab", None, "")], TWO)
+    assert spoken[0].chunks == ("ab cd", "ef", "gh") and len(spoken[0].seeds) == 3 and spoken[1].chunks == ("ab",)
+    assert all(np.isfinite(s.wave).all() and s.wave.std() > 0 for s in spoken)
+    alone = voice.batch([Request(("ab cd",), None, "", seed=3)], TWO)[0]
+    np.testing.assert_allclose(spoken[0].mel[: len(alone.mel)], alone.mel, atol=2e-4)
+
+
+def test_the_releases_behaviour_pastes_a_reference_frame(voice, clip):
+    from data.audio import load_audio
+
+    mel = log_mel(load_audio(clip, SPEC.sample_rate), SPEC)
+    options = Options(steps=2, behaviour="release", prepare=False)
+    release = voice.batch([Request("ab cd ef gh", clip, "gh")], options)[0]
+    kept = len(mel) - 1  # samples // hop
+    np.testing.assert_allclose(release.mel[0], mel[kept], atol=1e-5)
+    corrected = voice.batch([Request("ab cd ef gh", clip, "gh")], dataclasses.replace(options, behaviour="corrected"))[
+        0
+    ]
+    assert np.abs(corrected.mel[0] - mel[kept]).max() > 1e-2
