@@ -15,6 +15,8 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.2,<0.12"],
     # The independent recogniser of `make demo` and run_eval; its English model is inside the wheel.
     "speech": ["pocketsphinx>=5.1"],
+    # Word and character error rates of run_eval --pairs.
+    "evaluation": ["jiwer>=4.0"],
     # The reference's Chinese front end: word segmentation and tone-marked pinyin with sandhi.
     "pinyin": ["rjieba>=0.1.13", "pypinyin>=0.53"],
     "export": ["flatbuffers>=24.3"],

@@ -6,6 +6,10 @@ Speech: word error rate of held-out sentences by an independent recogniser, besi
 and chance, and the real-time factor; with --table, for every combination on those axes (steps 4, 8, 16, 32; sway and
 uniform grid; guidance off, weak, strong).  Writes <out>/eval.json, <out>/eval.png and a few wavs.
 
+Pairs (--pairs=LIST|FOLDER): texts said in given voices, or generated waves beside true ones: WER and CER, speaker
+similarity, log-mel and multi-resolution STFT distance, RTF after a warm-up; see launch/evaluation/pairs.py.  Writes
+<out>/pairs.json.
+
 Vocoders (a folder of configs/vocos.py): beside Griffin-Lim on held-out recordings, error rate, spectral distances and
 samples per CPU second.
 """
@@ -18,8 +22,14 @@ from absl import flags
 
 from data.errors import UserError
 from launch.flags import run
+from launch.plugins import plugin
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Run folder or converted checkpoint.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Run folder or converted checkpoint; not needed for waves in --pairs.")
+PAIRS = flags.DEFINE_string("pairs", None, "List or folder of pairs to judge.")
+RECOGNISER = flags.DEFINE_string("recogniser", None, "For --pairs: module:function (wave, sample rate) -> text.")
+EMBEDDING = flags.DEFINE_string("embedding", None, "For --pairs: module:function (wave, sample rate) -> vector.")
+VOCODER = flags.DEFINE_string("vocoder", None, "For --pairs: folder of a vocoder; Griffin-Lim by default.")
+BEHAVIOUR = flags.DEFINE_string("behaviour", "corrected", "For --pairs: corrected or release.")
 DATA = flags.DEFINE_string("data", None, "Corpus to take held-out sentences from, instead of the run's own.")
 TABLE = flags.DEFINE_list("table", [], "Axes to vary: steps, grid, cfg.")
 WORDS = flags.DEFINE_integer("words", 150, "Judge at least this many words, if there are that many.")
@@ -30,7 +40,7 @@ PARAMS = flags.DEFINE_string("params", "ema", "Which parameters: ema, raw or ema
 OUT = flags.DEFINE_string("out", None, "Folder for the results; <workdir>/eval by default.")
 WAVS = flags.DEFINE_integer("wavs", 4, "How many of the judged utterances to keep as wav.")
 
-VOCODER = "train.tasks.vocoder:VocoderTask"
+VOCODER_TASK = "train.tasks.vocoder:VocoderTask"
 
 
 def main(argv: list[str]) -> None:
@@ -43,9 +53,13 @@ def main(argv: list[str]) -> None:
     from train.compile import enable_compile_cache
     from train.workdir import read_config
 
+    if PAIRS.value:
+        return judge_pairs()
+    if not WORKDIR.value:
+        raise UserError("give --workdir, the run to judge")
     cells = speech.settings(TABLE.value)
     enable_compile_cache()
-    if read_config(WORKDIR.value).get("task", {}).get("type") == VOCODER:
+    if read_config(WORKDIR.value).get("task", {}).get("type") == VOCODER_TASK:
         from launch.evaluation import vocoders
 
         place = Path(OUT.value or Path(WORKDIR.value) / "eval")
@@ -88,6 +102,28 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         raise UserError(f"{error.filename or out} cannot be written: {error.strerror or error}") from error
     print(f"{len(cases)} utterances judged; {out}/eval.json, eval.png and {min(WAVS.value, len(cases))} wavs")
+
+
+def judge_pairs() -> None:
+    """--pairs: prints and writes what ``launch.evaluation.pairs`` finds."""
+    from launch.evaluation import pairs
+    from launch.pipelines.speech import Options, load
+    from train.compile import enable_compile_cache
+
+    if TABLE.value:
+        raise UserError("--table and --pairs do not go together")
+    where = str(PAIRS.value)
+    options = Options(steps=STEPS.value, cfg_strength=CFG_STRENGTH.value, sway=SWAY.value, behaviour=BEHAVIOUR.value)
+    transcribe = plugin(RECOGNISER.value, "recogniser") if RECOGNISER.value else None
+    embed = plugin(EMBEDDING.value, "embedding") if EMBEDDING.value else pairs.mel_statistics
+    enable_compile_cache()
+    voice = load(WORKDIR.value, params=PARAMS.value, vocoder=VOCODER.value) if WORKDIR.value else None
+    out = Path(OUT.value or (Path(WORKDIR.value) / "eval" if WORKDIR.value else "eval"))
+    try:
+        pairs.run(where, voice, options, out, transcribe, embed, WAVS.value)
+    except OSError as error:
+        raise UserError(f"{error.filename or out} cannot be written: {error.strerror or error}") from error
+    print(f"{out}/pairs.json")
 
 
 if __name__ == "__main__":

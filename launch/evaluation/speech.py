@@ -25,8 +25,7 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
     "grid": {"sway": {"sway": -1.0, "pruned": False}, "uniform": {"sway": None, "pruned": False}},
     "cfg": {"off": {"cfg_strength": 0.0}, "weak": {"cfg_strength": 1.0}, "strong": {"cfg_strength": 2.0}},
 }
-# Prompts are whole utterances of a corpus: nothing is cut from them.
-PLAIN = Options(prepare=False)
+PLAIN = Options()  # what a user gets who sets nothing
 
 
 @dataclasses.dataclass(frozen=True)
