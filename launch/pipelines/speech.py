@@ -280,7 +280,7 @@ class SpeechPipeline:
         self, request: Request, plan: Plan, options: Options, verifier: Verifier | None
     ) -> Iterator[np.ndarray]:
         gain = 1.0 if plan.reference is None else plan.reference.gain
-        fade, pieces = CrossFade(round(options.cross_fade * self.sample_rate)), plan.pieces
+        fade, pieces = CrossFade(round(options.cross_fade * self.sample_rate), not options.release), plan.pieces
         ahead: tuple[Piece, list[_Sent]] | None = None
 
         def finish(waiting: tuple[Piece, list[_Sent]]) -> _Made:
@@ -339,7 +339,11 @@ class SpeechPipeline:
         scores = tuple(part.score for part in made if part.score is not None)
         runs = options.nbest * len(made)
         return Spoken(
-            wave=join([part.wave / gain for part in made], round(options.cross_fade * self.sample_rate)),
+            wave=join(
+                [part.wave / gain for part in made],
+                round(options.cross_fade * self.sample_rate),
+                spare=not options.release,
+            ),
             mel=np.concatenate([part.mel for part in made]),
             sample_rate=self.sample_rate,
             ledger=Ledger(network_calls=runs * network_calls(options), verifier_calls=runs if scores else 0),

@@ -11,6 +11,8 @@
   leaves sentences longer than its limit whole; limits   breaks them between words; always leaves room
   of references over 22 s are negative
   cuts references at 12 s, but not their words           refuses references of over 20 s, see data/reference_clip.py
+  fades each chunk into the next over all of 0.15 s,     no longer than there is silence
+  also where both are loud
   resamples with six zero crossings                      with soxr
 
 What else it does differently is no matter of planning: padded batches (the model's ``padding`` option), rotary phases
@@ -74,7 +76,7 @@ class Options:
       method: "euler" or "midpoint".
       behaviour: "corrected" or "release", see this module.
       prepare: cut long pauses and silent edges of the reference, and give its text an end.
-      cross_fade: seconds that neighbouring chunks overlap.
+      cross_fade: seconds that neighbouring chunks overlap, by default no more than is silent there.
       first_seconds: of the first chunk of a stream, about.
       nbest: candidates per chunk, of which a verifier chooses; each costs a full set of network calls.
     """

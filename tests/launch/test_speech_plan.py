@@ -11,7 +11,7 @@ from data.text import Tokenizer, tokenizer_from_texts
 from launch.pipelines import speech_editing
 from launch.pipelines.speech_durations import ByteRule, FixedPace, ReleaseRule, duration_rule
 from launch.pipelines.speech_editing import Edit, parse_edits
-from launch.pipelines.speech_joining import CrossFade, join
+from launch.pipelines.speech_joining import LEAST, STEP, CrossFade, join, silence
 from launch.pipelines.speech_plan import Options, Planner, Request, derived_seed, piece_seeds
 from launch.pipelines.speech_text import finished, joined, release_ending
 
@@ -103,6 +103,26 @@ def test_a_text_in_another_script_is_refused():
     assert len(planner(Request("one 你好", voice(), "one."), Options()).pieces) == 1, "the release's silent blanks"
     with pytest.raises(UserError, match="no id for"):
         Planner(tokenizer, SPEC, ByteRule(RATE))(Request("你好", voice(), "one."), Options())
+
+
+def test_loud_edges_do_not_overlap_and_silence_does():
+    loud, quiet = np.full(6400, 0.3, np.float32), np.zeros(640, np.float32)
+    assert silence(np.concatenate([quiet, loud])) == 640 and silence(quiet) == 640 and silence(loud) == 0
+    overlap = 1280
+    lengths = {
+        "loud": (join([loud, loud], overlap, spare=True), LEAST),
+        "silent before": (join([np.concatenate([loud, quiet]), loud], overlap, spare=True), 640),
+        "silent on both sides": (
+            join([np.concatenate([loud, quiet]), np.concatenate([quiet, loud])], overlap, True),
+            1280,
+        ),
+    }
+    for name, (wave, shared) in lengths.items():
+        given = 12800 + (640 if "before" in name else 1280 if "both" in name else 0)
+        assert given - len(wave) == shared, name
+    assert len(join([loud, loud], overlap)) == 12800 - overlap, "the release's"
+    assert join([loud, loud], overlap, spare=True).min() > 0.29, "nothing is lost"
+    assert STEP < LEAST
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=6), st.integers(0, 40))
