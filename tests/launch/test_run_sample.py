@@ -61,6 +61,7 @@ def test_bad_input_is_one_line_and_no_file(workdir, clip, tmp_path, wrong, messa
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty"]
 
 
+@pytest.mark.slow
 def test_many_requests_come_out_as_files(workdir, clip, tmp_path):
     lines = [
         {"text": "ab cd", "ref_audio": str(clip), "ref_text": "ef"},
