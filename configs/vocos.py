@@ -108,19 +108,26 @@ def adversary(c: ConfigDict, lr: float) -> None:
 
 
 def demo(c: ConfigDict) -> None:
-    """Reconstruction first, small discriminators for the last ninth; the numbers it reaches stand in the README."""
+    """Reconstruction first, then small discriminators for the last eighth; 13 minutes on two idle cores.
+
+    Measured on the first 32 held-out sentences after 10 core-minutes (2400 steps without and 50 with discriminators),
+    beside Griffin-Lim: word errors 0.040 [0.014, 0.072] to 0.013 [0.000, 0.033] (recordings 0.027), no difference
+    within the intervals; STFT distance 0.64 to 0.45 and log-spectral distance 5.5 to 4.4 dB, a loss; 3.1 M samples per
+    CPU second to 0.26 M.
+    """
     vocos(c, dim=192, hidden=576, depth=6)
-    c.steps = 2700
+    c.steps = 2400
     c.data.samples, c.data.batch = 8192, 12
     c.data.on_bad = "error"
     c.task.stft_weight = 10.0
-    c.task.adversarial_from = 2400
+    c.task.adversarial_from = 2100
     c.task.periods, c.task.period_channels = (2, 3, 5), (8, 16, 32, 64)
     c.task.resolutions, c.task.resolution_channels = (512,), 4
     c.optim.lr = 1e-3
     c.optim.b1, c.optim.b2 = 0.8, 0.95
     c.optim.weight_decay = 0.01
     c.optim.warmup_steps = 50
+    c.optim.final_lr_ratio = 0.1  # the discriminators come late and still have to learn
     adversary(c, lr=1e-3)
     c.ema.decays = (0.995,)
     c.log.every = 20
