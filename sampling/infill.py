@@ -5,7 +5,7 @@ conditional and the unconditional one in one batch.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,13 @@ class InfillNetwork(NamedTuple):
     """A speech network under fixed parameters.
 
     Attributes:
-      encode: (text [b, n] ids, lengths [b] or None, drop [b] bool) -> encoding, any array with leading dimension b.
+      encode: (text [b, n] ids, lengths [b] or None, drop [b] bool) -> encoding, any pytree of arrays with leading
+        dimension b.
       predict: (x [b, t, m], clip [b, t, m], encoding, time scalar, lengths [b] or None) -> [b, t, m].
       kind: what ``predict`` returns: "velocity" or "data".
     """
 
-    encode: Callable[..., jax.Array]
+    encode: Callable[..., Any]
     predict: Callable[..., jax.Array]
     kind: str = "velocity"
 
@@ -80,7 +81,7 @@ def infill(
     rows = clip.shape[0]
     keep_text = jnp.zeros(rows, bool)
 
-    def denoise(x: jax.Array, t: jax.Array, c: dict[str, jax.Array | None]) -> Prediction:
+    def denoise(x: jax.Array, t: jax.Array, c: dict[str, Any]) -> Prediction:
         return Prediction(network.predict(x, c["clip"], c["text"], t, c["lengths"]), network.kind)
 
     if weight is None:
@@ -89,7 +90,8 @@ def infill(
     else:
         twice = None if lengths is None else jnp.concatenate([lengths, lengths])
         drop = jnp.concatenate([keep_text, ~keep_text])
-        spoken, unspoken = jnp.split(network.encode(jnp.concatenate([text, text]), twice, drop), 2)
+        encoded = network.encode(jnp.concatenate([text, text]), twice, drop)
+        spoken, unspoken = (jax.tree.map(lambda a, i=i: jnp.split(a, 2)[i], encoded) for i in range(2))
         condition = {"clip": given, "text": spoken, "lengths": lengths}
         null = {"clip": jnp.zeros_like(given), "text": unspoken, "lengths": lengths}
         guide = ClassifierFree(denoise, condition, null, weight)

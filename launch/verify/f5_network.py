@@ -1,7 +1,7 @@
 """F5-TTS golden rows of the network: batched forward passes, and rows that must equal their unpadded selves."""
 
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,9 @@ from data.errors import UserError
 from launch.verify.golden import GoldenFolder
 from launch.verify.report import Report
 from models.convert import f5_tts
-from models.dit import DiT
-from models.functional import Functional, Variables, functional
+from models.functional import Functional, Variables
+from models.layers.backbone import Padding
 
-Padding = Literal["exact", "reference"]
 FORWARD = 2e-5  # outputs reach 4; the reference itself is 5e-6 away from float64
 SCALAR_TIME = 0.25  # of the `scalar_time` cases
 EXTRA_PADDING = 13  # frames and symbols added to the padded batch, so that it is no batch the reference ever saw
@@ -25,14 +24,14 @@ class Variants:
 
     def __init__(self, folder: GoldenFolder):
         self._folder = folder
-        self.known = {n: v for n, v in folder.config["variants"].items() if v["backbone"] == "DiT"}
+        self.known = {n: v for n, v in folder.config["variants"].items() if v["backbone"] in f5_tts.BACKBONES}
         self.unknown = {n: v["backbone"] for n, v in folder.config["variants"].items() if n not in self.known}
 
     @functools.cache  # noqa: B019, lives as long as one verification
     def model(self, variant: str, padding: Padding) -> Functional:
         """The network of a variant; ``padding`` is "exact" or "reference"."""
-        kwargs = f5_tts.build_kwargs(self.known[variant]["kwargs"])
-        return functional(lambda rngs: DiT(**kwargs, padding=padding, rngs=rngs))
+        about = self.known[variant]
+        return f5_tts.network(about["backbone"], about["kwargs"], padding)
 
     @functools.cache  # noqa: B019
     def variables(self, variant: str) -> Variables:
@@ -50,7 +49,12 @@ class Variants:
 
 
 def check(folder: GoldenFolder, variants: Variants, report: Report) -> None:
-    """All ``forward_<variant>.npz`` and ``single_<variant>.npz``."""
+    """All ``forward_<variant>.npz`` and ``single_<variant>.npz``, and the mask of their inputs."""
+    for name, _ in folder.names(r"inputs\.npz"):
+        with report.guard(name):
+            inputs = folder.arrays(name)
+            frames = np.arange(inputs["x"].shape[1])
+            report.equal(f"{name}:mask", inputs["mask"], frames < inputs["lens"][:, None])
     for name, match in folder.names(r"forward_(.+)\.npz"):
         if match[1] in variants.known:
             with report.guard(name, "reference"):
@@ -62,18 +66,18 @@ def check(folder: GoldenFolder, variants: Variants, report: Report) -> None:
 
 
 def forward(folder: GoldenFolder, variants: Variants, variant: str, report: Report) -> None:
-    """Every case of one variant; those with a mask run as one large batch, whose rows do not see each other."""
+    """Every case of one variant, and what its parts put out on the way."""
     file, inputs = f"forward_{variant}.npz", folder.arrays("inputs.npz")
     stored = folder.arrays(file)
     model, variables = variants.model(variant, "reference"), variants.variables(variant)
     cases = {key: case for key in stored if (case := _case(key.removeprefix("out__"), inputs)) is not None}
-    batches = {
-        True: {key: case for key, case in cases.items() if case["lengths"] is not None},
-        False: {key: case for key, case in cases.items() if case["lengths"] is None},
-    }
-    for masked, group in batches.items():
-        if not group:
-            continue
+    # One large batch of those that pad alike; only MMDiT's text is not padded to the frames anyway.
+    alone = variants.known[variant]["backbone"] == "MMDiT"
+    batches: dict[Any, dict[str, Any]] = {}
+    for key, case in cases.items():
+        width = case["text"].shape[1] if alone else 0
+        batches.setdefault((case["lengths"] is not None, width), {})[key] = case
+    for (masked, _), group in batches.items():
         widest = max(case["text"].shape[1] for case in group.values())
         for case in group.values():
             case["text"] = np.pad(case["text"], ((0, 0), (0, widest - case["text"].shape[1])), constant_values=-1)
@@ -81,11 +85,34 @@ def forward(folder: GoldenFolder, variants: Variants, variant: str, report: Repo
         out = np.asarray(jax.jit(lambda v, kw: model.apply(v, **kw)[0])(variables, batch))
         for key, rows in zip(group, np.split(out, np.cumsum([len(c["x"]) for c in group.values()])[:-1]), strict=True):
             report.close(f"{file}:{key}", "reference", rows, stored[key], FORWARD)
-    if "inter__text_embed" in stored:
-        text, lengths = inputs["text"], inputs["lens"]
+    if any(key.startswith("inter__") for key in stored):
+        got = intermediates(model, variables, inputs)
+        for key in stored:
+            if (name := key.removeprefix("inter__")) != key and name in got:
+                report.close(f"{file}:{key}", "reference", got[name], stored[key], FORWARD)
+
+
+def intermediates(model: Functional, variables: Variables, inputs: Any) -> dict[str, Any]:
+    """What the parts put out in the ``mask`` case, by the release's names of the parts."""
+
+    @jax.jit
+    def run(variables: Any) -> Any:
         frames = inputs["x"].shape[1]
-        encode = jax.jit(lambda v: model.apply(v, text, lengths, frames, method="encode_text")[0])
-        report.close(f"{file}:inter__text_embed", "reference", encode(variables), stored["inter__text_embed"], FORWARD)
+        encoded, _ = model.apply(variables, inputs["text"], inputs["lens"], frames, method="encode_text")
+        args = inputs["x"], inputs["cond"], encoded, inputs["time"], inputs["lens"]
+        return encoded, model.apply(variables, *args, method="parts", keep_layers=True)[0]
+
+    encoded, found = run(variables)
+    return {
+        "time_embed": found["time"],
+        "text_embed": jax.tree.leaves(encoded)[0],
+        "input_embed": found["input"],
+        "audio_embed": found["input"],
+        "long_skip_connection": found.get("long_skip"),
+        "norm_out": found["norm"],
+        **{f"transformer_blocks.{i}": layer for i, layer in enumerate(found["layers"])},
+        **{f"layers.{i}.4": layer for i, layer in enumerate(found["layers"])},
+    }
 
 
 _ARGS = ("x", "cond", "text", "time", "lengths", "drop_audio", "drop_text")

@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from launch.verify.f5_network import Padding, Variants
+from launch.verify.f5_network import Variants
 from launch.verify.golden import GoldenFolder
 from launch.verify.report import Report
+from models.layers.backbone import Padding
 from sampling.grids import flow_grid
 from sampling.infill import InfillNetwork, infill, least_frames
 from sampling.solvers import solver

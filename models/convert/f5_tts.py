@@ -1,152 +1,244 @@
-"""Public F5-TTS checkpoints <-> our parameters.
+"""Public F5-TTS and E2-TTS checkpoints <-> our parameters.
 
 A release holds ``initted``, ``step`` and ``ema_model.transformer.*`` in PyTorch layout. Names and shapes do not tell
 v0 from v1 (``text_mask_padding``, ``pe_attn_head``): those options come from the config, not from the file.
 """
 
 import dataclasses
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-PREFIX = "ema_model.transformer."
-# Counters, and buffers that are computed again.
-IGNORED = re.compile(r"initted|step|(ema_model\.)?mel_spec\..*|.*rotary_embed\.inv_freq")
+from models.convert.f5_names import flatten, names_of
+from models.dit import DiT
+from models.functional import Functional, functional
+from models.layers.backbone import Padding, SpeechBackbone
+from models.mmdit import MMDiT
+from models.unett import UNetT
 
-# Our path (``#`` = layer, stacked along the first axis on our side) -> official name.
-NAMES: dict[str, str] = {
-    "time/up": "time_embed.time_mlp.0",
-    "time/down": "time_embed.time_mlp.2",
-    "text/embed/table": "text_embed.text_embed.weight",
-    "text/blocks/conv": "text_embed.text_blocks.#.dwconv",
-    "text/blocks/norm": "text_embed.text_blocks.#.norm",
-    "text/blocks/up": "text_embed.text_blocks.#.pwconv1",
-    "text/blocks/grn/gamma": "text_embed.text_blocks.#.grn.gamma",
-    "text/blocks/grn/beta": "text_embed.text_blocks.#.grn.beta",
-    "text/blocks/down": "text_embed.text_blocks.#.pwconv2",
-    "input": "input_embed.proj",
-    "position/first": "input_embed.conv_pos_embed.conv1d.0",
-    "position/second": "input_embed.conv_pos_embed.conv1d.2",
-    "blocks/modulation": "transformer_blocks.#.attn_norm.linear",
-    "blocks/attn/q": "transformer_blocks.#.attn.to_q",
-    "blocks/attn/k": "transformer_blocks.#.attn.to_k",
-    "blocks/attn/v": "transformer_blocks.#.attn.to_v",
-    "blocks/attn/out": "transformer_blocks.#.attn.to_out.0",
-    "blocks/attn/q_norm": "transformer_blocks.#.attn.q_norm",
-    "blocks/attn/k_norm": "transformer_blocks.#.attn.k_norm",
-    "blocks/up": "transformer_blocks.#.ff.ff.0.0",
-    "blocks/down": "transformer_blocks.#.ff.ff.2",
-    "long_skip": "long_skip_connection",
-    "modulation": "norm_out.linear",
-    "output": "proj_out",
+PREFIX = "ema_model.transformer."
+ROTARY = "rotary_embed.inv_freq"
+# Counters, and buffers that are computed again.
+IGNORED = re.compile(rf"initted|step|(ema_model\.)?mel_spec\..*|{re.escape(ROTARY)}")
+
+BACKBONES: dict[str, type[SpeechBackbone]] = {"DiT": DiT, "UNetT": UNetT, "MMDiT": MMDiT}
+_COMMON = {
+    "dim", "depth", "heads", "dim_head", "ff_mult", "mel_dim", "text_num_embeds", "text_mask_padding", "qk_norm",
+    "attn_mask_enabled", "dropout",
+}  # fmt: skip
+_OPTIONS: dict[str, set[str]] = {
+    "DiT": {"text_dim", "conv_layers", "pe_attn_head", "long_skip_connection"},
+    "UNetT": {"text_dim", "conv_layers", "pe_attn_head", "skip_connect_type"},
+    "MMDiT": set(),
 }
-LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight"}
+_RENAMED = {"DiT": {"text_embedding_average_upsampling": "text_average_upsampling"}}
+_IGNORED_OPTIONS = {"checkpoint_activations", "attn_backend"}  # how the release computes, not what
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What happened to the tensors of a file: official names, sorted."""
+    """What happened to the tensors of a file: official names, sorted.
 
-    used: tuple[str, ...]
-    dropped: tuple[str, ...]  # counters and buffers that are recomputed
+    Attributes:
+      used: became parameters.
+      dropped: counters and buffers that are recomputed.
+      missing: the model needs them and they are not there.
+      misshaped: ``name: shape, expected shape``.
+      unexpected: the model has no use for them.
+      nonfinite: hold NaN or infinity.
+    """
+
+    used: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    misshaped: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    nonfinite: tuple[str, ...] = ()
+
+    @property
+    def problems(self) -> list[str]:
+        """What keeps the file from being used, each as a few words."""
+        return [
+            *(f"missing {name}" for name in self.missing),
+            *self.misshaped,
+            *(f"unexpected {name}" for name in self.unexpected),
+            *(f"NaN or infinity in {name}" for name in self.nonfinite),
+        ]
 
 
-def build_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Official constructor arguments of the DiT backbone -> those of ``models.dit.DiT``.
+class Misfit(ValueError):
+    """A checkpoint does not fit the model; ``report`` says how."""
+
+    def __init__(self, report: Report):
+        self.report = report
+        problems = report.problems
+        shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
+        super().__init__(f"the checkpoint does not fit the model: {shown}. Check depth, widths and vocabulary")
+
+
+def build_kwargs(kwargs: Mapping[str, Any], backbone: str = "DiT") -> dict[str, Any]:
+    """Official constructor arguments of a backbone -> those of our class.
 
     Raises:
-      ValueError: an argument is not known.
+      ValueError: the backbone or an argument is not known.
     """
-    renamed = {"text_embedding_average_upsampling": "text_average_upsampling"}
-    ignored = {"checkpoint_activations", "attn_backend"}  # how the release computes, not what
-    known = {
-        "dim", "depth", "heads", "dim_head", "ff_mult", "mel_dim", "text_num_embeds", "text_dim", "conv_layers",
-        "text_mask_padding", "qk_norm", "pe_attn_head", "attn_mask_enabled", "long_skip_connection", "dropout",
-    }  # fmt: skip
-    unknown = sorted(set(kwargs) - known - ignored - set(renamed))
+    if backbone not in BACKBONES:
+        raise ValueError(f"backbone {backbone!r} is unknown; expected one of {', '.join(BACKBONES)}")
+    renamed, known = _RENAMED.get(backbone, {}), _COMMON | _OPTIONS[backbone]
+    unknown = sorted(set(kwargs) - known - _IGNORED_OPTIONS - set(renamed))
     if unknown:
-        raise ValueError(f"model option {unknown[0]!r} is unknown to the F5-TTS DiT; known: {', '.join(sorted(known))}")
-    return {renamed.get(key, key): value for key, value in kwargs.items() if key not in ignored}
+        raise ValueError(
+            f"model option {unknown[0]!r} is unknown to the F5-TTS {backbone}; known: {', '.join(sorted(known))}"
+        )
+    given = {renamed.get(key, key): value for key, value in kwargs.items() if key not in _IGNORED_OPTIONS}
+    return {"depth": 8, "heads": 8, **given}  # the release's defaults
+
+
+def network(backbone: str, kwargs: Mapping[str, Any], padding: Padding, **options: Any) -> Functional:
+    """The network with these official constructor arguments; ``options`` are our own ones."""
+    ours = {**build_kwargs(kwargs, backbone), "padding": padding, **options}
+    return functional(lambda rngs: BACKBONES[backbone](**ours, rngs=rngs))
 
 
 def from_official(tensors: Mapping[str, np.ndarray], abstract: Mapping[str, Any]) -> tuple[dict[str, Any], Report]:
     """Official tensors -> parameters shaped like ``abstract`` (``functional(...).abstract()["params"]``).
 
-    Names may carry the prefix ``ema_model.transformer.``, ``transformer.`` or none.
+    Names may carry the prefix ``ema_model.transformer.``, ``transformer.`` or none.  Tensors are fetched one at a time,
+    so that a lazy mapping never has to hold them all.
 
     Returns:
       ``(params, report)``; numpy arrays in float32.
 
     Raises:
-      ValueError: tensors are missing, left over or misshapen; all of them are named.
+      Misfit: tensors are missing, left over, misshapen or not finite.
     """
-    tensors = {_bare(name): value for name, value in tensors.items()}
-    dropped = sorted(name for name in tensors if IGNORED.fullmatch(name))
+    names = names_of(abstract)
+    bare = {_bare(name): name for name in tensors}
+    dropped = {name for name in bare if IGNORED.fullmatch(name)}
     params: dict[str, Any] = {}
     used: set[str] = set()
-    problems: list[str] = []
-    for path, leaf in _flatten(abstract):
-        names = _official(path, leaf.shape)
-        found = [tensors[name] for name in names if name in tensors]
-        used.update(name for name in names if name in tensors)
-        problems += [f"missing {name}" for name in names if name not in tensors]
-        if len(found) < len(names):
-            continue
-        wanted = _to_official_shape(path, leaf.shape)
-        wrong = [(n, v.shape) for n, v in zip(names, found, strict=True) if tuple(v.shape) != wanted]
-        problems += [f"{name} has shape {tuple(shape)}, expected {wanted}" for name, shape in wrong]
-        if wrong:
-            continue
-        parts = [_from_official_layout(path, np.asarray(v).astype(np.float32)) for v in found]
-        _insert(params, path, np.stack(parts) if _layered(path) else parts[0])
-    problems += [f"unexpected {name}" for name in sorted(set(tensors) - used - set(dropped))]
-    if problems:
-        shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
-        raise ValueError(f"the checkpoint does not fit the model: {shown}. Check depth, widths and vocabulary")
-    return params, Report(tuple(sorted(used)), tuple(dropped))
+    missing, misshaped, nonfinite = [], [], []
+    for path, leaf in flatten(abstract):
+        array = np.empty(leaf.shape, np.float32)
+        _insert(params, path, array)
+        rows = array if names.stacked(path) else array[None]
+        for row, name in zip(rows, names.official(path, leaf.shape), strict=True):
+            if name not in bare:
+                missing.append(name)
+                continue
+            used.add(name)
+            wanted, tensor = _view(path, row), np.asarray(tensors[bare[name]])
+            if tensor.shape != wanted.shape:
+                misshaped.append(f"{name} has shape {tensor.shape}, expected {wanted.shape}")
+                continue
+            wanted[...] = tensor
+            if not np.isfinite(row).all():
+                nonfinite.append(name)
+    report = Report(
+        used=tuple(sorted(used)),
+        dropped=tuple(sorted(dropped)),
+        missing=tuple(sorted(missing)),
+        misshaped=tuple(sorted(misshaped)),
+        unexpected=tuple(sorted(set(bare) - used - dropped)),
+        nonfinite=tuple(sorted(nonfinite)),
+    )
+    if report.problems:
+        raise Misfit(report)
+    return params, report
 
 
 def to_official(params: Mapping[str, Any], prefix: str = PREFIX) -> dict[str, np.ndarray]:
     """Parameters -> official names and layout; the inverse of ``from_official``."""
-    out: dict[str, np.ndarray] = {}
-    for path, leaf in _flatten(params):
-        array = np.asarray(leaf)
-        rows = array if _layered(path) else [array]
-        for name, row in zip(_official(path, array.shape), rows, strict=True):
-            out[prefix + name] = np.ascontiguousarray(_to_official_layout(path, row))
-    return out
+    return {prefix + name: np.ascontiguousarray(view) for name, view in _official_views(params)}
+
+
+def official_shapes(abstract: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Official names, without prefix, and shapes of the tensors of a network that is given abstractly."""
+    # broadcast_to: zero strides, so there is no memory behind the shapes
+    shaped = {path: np.broadcast_to(np.float16(0), leaf.shape) for path, leaf in flatten(abstract)}
+    tree: dict[str, Any] = {}
+    for path, array in shaped.items():
+        _insert(tree, path, array)
+    return {name: view.shape for name, view in _official_views(tree)}
 
 
 def read(file: str | Path, abstract: Mapping[str, Any]) -> tuple[dict[str, Any], Report]:
     """Reads a public ``.safetensors`` checkpoint; see ``from_official``.
 
     Raises:
-      ValueError: the file is not safetensors, or does not fit the model.
+      ValueError: the file is not safetensors.
+      Misfit: it does not fit the model.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    with TensorFile(file) as tensors:
+        try:
+            return from_official(tensors, abstract)
+        except Misfit as error:
+            error.args = (f"{file}: {error}",)
+            raise
 
-    try:
-        return from_official(load_file(file), abstract)
-    except SafetensorError as e:
-        raise ValueError(f"{file} is not a safetensors file ({e})") from e
-    except ValueError as e:
-        raise ValueError(f"{file}: {e}") from e
+
+class TensorFile(Mapping[str, np.ndarray]):
+    """The tensors of a safetensors file, each read when it is asked for.  A context manager.
+
+    Raises:
+      ValueError: the file is not safetensors.
+    """
+
+    def __init__(self, file: str | Path):
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            self._file = safe_open(file, framework="numpy")
+        except (SafetensorError, FileNotFoundError) as error:
+            raise ValueError(f"{file} is not a safetensors file ({error})") from error
+        self._names = list(self._file.keys())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __enter__(self) -> "TensorFile":
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._file.__exit__(*error)
 
 
 def write(file: str | Path, params: Mapping[str, Any], *, step: int = 0, dim_head: int = 64) -> None:
-    """Writes ``params`` as the release does: official names, ``initted``, ``step`` and the rotary buffer."""
+    """Writes ``params`` as the release does: official names, ``initted``, ``step`` and the rotary buffer.
+
+    The file appears complete or not at all.
+    """
     from safetensors.numpy import save_file
 
     tensors = to_official(params)
-    frequency = 10000.0 ** (-np.arange(0, dim_head, 2, dtype=np.float32) / dim_head)
-    tensors[PREFIX + "rotary_embed.inv_freq"] = frequency.astype(np.float32)
+    tensors[PREFIX + ROTARY] = rotary_buffer(dim_head)
     tensors["initted"] = np.array(True)
-    tensors["step"] = np.array(step)
-    save_file(tensors, file)
+    tensors["step"] = np.array(step, np.int64)
+    scratch = Path(file).with_name(f".{Path(file).name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, scratch)
+        os.replace(scratch, file)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def rotary_buffer(dim_head: int) -> np.ndarray:
+    """Frequencies [dim_head / 2] of the rotary positions, bit for bit as the release stores them."""
+    exponent = np.arange(0, dim_head, 2, dtype=np.float32) / np.float32(dim_head)
+    return np.float32(1) / np.power(10000.0, exponent.astype(np.float64)).astype(np.float32)
 
 
 def _bare(name: str) -> str:
@@ -156,11 +248,20 @@ def _bare(name: str) -> str:
     return name
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    out = []
-    for key, value in tree.items():
-        out += _flatten(value, f"{prefix}{key}/") if isinstance(value, Mapping) else [(prefix + key, value)]
-    return out
+def _official_views(params: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    names = names_of(params)
+    for path, leaf in flatten(params):
+        array = np.asarray(leaf)
+        rows = array if names.stacked(path) else array[None]
+        for name, row in zip(names.official(path, array.shape), rows, strict=True):
+            yield name, _view(path, row)
+
+
+def _view(path: str, row: np.ndarray) -> np.ndarray:
+    """One layer's part of a parameter, seen in the official layout."""
+    if path.endswith(("grn/gamma", "grn/beta")):
+        return row[None, None]
+    return row.T if path.endswith("kernel") else row  # [in, out] -> [out, in]; [k, in, out] -> [out, in, k]
 
 
 def _insert(tree: dict[str, Any], path: str, value: np.ndarray) -> None:
@@ -168,34 +269,3 @@ def _insert(tree: dict[str, Any], path: str, value: np.ndarray) -> None:
     for part in parents:
         tree = tree.setdefault(part, {})
     tree[last] = value
-
-
-def _layered(path: str) -> bool:
-    return path.startswith(("blocks/", "text/blocks/"))
-
-
-def _official(path: str, shape: tuple[int, ...]) -> list[str]:
-    """The official names behind one of our parameters, one per layer."""
-    if path in NAMES:
-        name = NAMES[path]
-    else:
-        parent, leaf = path.rsplit("/", 1)
-        name = f"{NAMES[parent]}.{LEAVES[leaf]}"
-    return [name.replace("#", str(i)) for i in range(shape[0])] if _layered(path) else [name]
-
-
-def _to_official_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    row = shape[1:] if _layered(path) else shape
-    return _to_official_layout(path, np.empty(row, np.bool_)).shape
-
-
-def _to_official_layout(path: str, row: np.ndarray) -> np.ndarray:
-    if path.endswith(("grn/gamma", "grn/beta")):
-        return row[None, None]
-    return row.T if path.endswith("kernel") else row  # [in, out] -> [out, in]; [k, in, out] -> [out, in, k]
-
-
-def _from_official_layout(path: str, row: np.ndarray) -> np.ndarray:
-    if path.endswith(("grn/gamma", "grn/beta")):
-        return row[0, 0]
-    return row.T if path.endswith("kernel") else row

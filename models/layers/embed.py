@@ -18,10 +18,15 @@ def time_sinusoid(time: jax.Array, dim: int = 256, scale: float = 1000.0) -> jax
     return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], -1)
 
 
-def position_sinusoid(frames: int, dim: int) -> jax.Array:
-    """[frames, dim] = [cos | sin] of position · 10000^(-2k/dim), float32."""
+def position_sinusoid(frames: int, dim: int, most: int | None = None) -> jax.Array:
+    """[frames, dim] = [cos | sin] of position · 10000^(-2k/dim), float32.
+
+    Positions from ``most`` on are that of the last one before, as in a table of that size.
+    """
     frequency = 10000 ** (-jnp.arange(0, dim, 2, dtype=jnp.float32)[: dim // 2] / dim)
-    phase = jnp.arange(frames, dtype=jnp.float32)[:, None] * frequency
+    position = jnp.arange(frames, dtype=jnp.float32)
+    position = position if most is None else jnp.minimum(position, most - 1)
+    phase = position[:, None] * frequency
     return jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], -1)
 
 

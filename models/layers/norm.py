@@ -45,6 +45,18 @@ class RMSNorm(nnx.Module):
         return rms_norm(x, self.scale[...], self.eps)
 
 
+class L2Norm(nnx.Module):
+    """x / |x| · sqrt(dim) · scale over the last axis: an RMS norm without an epsilon in the mean, as E2-TTS has it."""
+
+    def __init__(self, dim: int):
+        self.scale = nnx.Param(jnp.ones(dim))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(accumulation_dtype(x.dtype))
+        energy = jnp.maximum(jnp.square(y).sum(-1, keepdims=True), 1e-24)  # a zero vector stays one, gradients too
+        return (y * jax.lax.rsqrt(energy) * (x.shape[-1] ** 0.5 * self.scale[...])).astype(x.dtype)
+
+
 class GRN(nnx.Module):
     """Global response normalisation over time (ConvNeXt V2, arXiv:2301.00808).
 

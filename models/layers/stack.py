@@ -33,18 +33,41 @@ def stacked(make: Callable[[nnx.Rngs], nnx.Module], depth: int, rngs: nnx.Rngs) 
 
 def run_stack(
     module: nnx.Module,
-    x: jax.Array,
-    call: Callable[[Any, jax.Array, jax.Array], jax.Array],
+    x: Any,
+    call: Callable[[Any, Any, jax.Array], Any],
     *,
     scan: bool = True,
     remat: str = "none",
-) -> jax.Array:
+) -> Any:
     """Applies the copies in a ``stacked`` module one after the other.
 
     Args:
+      x: what flows through, an array or a pytree.
       call: ``call(layer, x, index) -> x`` with one copy and its number.
+      scan, remat: see ``scan_stack``.
+    """
+    return scan_stack(module, x, lambda layer, x, index, _: (call(layer, x, index), None), scan=scan, remat=remat)[0]
+
+
+def scan_stack(
+    module: nnx.Module,
+    x: Any,
+    call: Callable[[Any, Any, jax.Array, Any], tuple[Any, Any]],
+    rows: Any = None,
+    *,
+    scan: bool = True,
+    remat: str = "none",
+) -> tuple[Any, Any]:
+    """``run_stack`` for layers that also take something of their own and leave something behind.
+
+    Args:
+      call: ``call(layer, x, index, row) -> (x, left)``.
+      rows: pytree of arrays [depth, ...], ``row`` being one layer's part.
       scan: ``lax.scan`` (compiles one layer) or an unrolled loop (compiles all; XLA may fuse across layers).
       remat: "none" or a key of ``REMAT``: what the backward pass keeps.
+
+    Returns:
+      x, and what the layers left, stacked along a new first axis.
     """
     if remat != "none" and remat not in REMAT:
         raise ValueError(f"remat is {remat!r}; expected none, {', '.join(REMAT)}")
@@ -52,17 +75,19 @@ def run_stack(
     depth = jax.tree.leaves(state)[0].shape[0]
 
     def body(carry, layer):
-        index, params = layer
-        return call(nnx.merge(graph, params), carry, index), None
+        index, params, row = layer
+        return call(nnx.merge(graph, params), carry, index, row)
 
     if remat != "none":
         # Inside scan the loop itself keeps XLA from merging the recomputation with the first computation.
         body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=not scan)
     if scan:
-        return jax.lax.scan(body, x, (jnp.arange(depth), state))[0]
+        return jax.lax.scan(body, x, (jnp.arange(depth), state, rows))
     # lax.split, not indexing: its gradient is one concatenation instead of `depth` sums of padded arrays.
-    columns = jax.tree.map(lambda p: [row[0] for row in jax.lax.split(p, (1,) * depth, axis=0)], state)
-    outer, inner = jax.tree.structure(state), jax.tree.structure([0] * depth)
-    for index, params in enumerate(jax.tree.transpose(outer, inner, columns)):
-        x, _ = body(x, (jnp.asarray(index), params))
-    return x
+    columns = jax.tree.map(lambda p: [row[0] for row in jax.lax.split(p, (1,) * depth, axis=0)], (state, rows))
+    outer, inner = jax.tree.structure((state, rows)), jax.tree.structure([0] * depth)
+    left = []
+    for index, (params, row) in enumerate(jax.tree.transpose(outer, inner, columns)):
+        x, rest = body(x, (jnp.asarray(index), params, row))
+        left.append(rest)
+    return x, jax.tree.map(lambda *a: jnp.stack(a), *left)

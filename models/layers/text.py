@@ -20,6 +20,8 @@ class TextEncoder(nnx.Module):
       mask_filler: zero the filler before the first and after every block (v1); else filler flows through (v0).
       upsample: spread the encoded symbols evenly over the frames instead of leaving them at the front.
       exact: GRN counts each row's own frames only; else those of the longest row, as the release does.
+      positions: size of the release's table of absolute positions, whose last entry serves all later frames; None = no
+        end.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class TextEncoder(nnx.Module):
         mask_filler: bool,
         upsample: bool,
         exact: bool,
+        positions: int | None = None,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
@@ -40,7 +43,7 @@ class TextEncoder(nnx.Module):
         self.blocks = (
             stacked(lambda r: ConvNeXtV2Block(dim, 2 * dim, dtype=dtype, rngs=r), blocks, rngs) if blocks else None
         )
-        self.mask_filler, self.upsample, self.exact = mask_filler, upsample, exact
+        self.mask_filler, self.upsample, self.exact, self.positions = mask_filler, upsample, exact, positions
 
     def __call__(
         self, text: jax.Array, lengths: jax.Array, frames: int, drop: jax.Array, *, scan: bool, remat: str
@@ -62,7 +65,7 @@ class TextEncoder(nnx.Module):
         return x
 
     def _refine(self, x, inside, symbol, scan, remat):
-        positions = position_sinusoid(x.shape[1], x.shape[2]).astype(x.dtype)
+        positions = position_sinusoid(x.shape[1], x.shape[2], self.positions).astype(x.dtype)
         keep = symbol if self.mask_filler else inside if self.exact else None
         energy = inside if self.exact else None
         x = zero_outside(x + zero_outside(positions[None], inside), keep)

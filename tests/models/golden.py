@@ -6,14 +6,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from flax import nnx
 
 from models.convert import f5_tts
-from models.dit import DiT
-from models.functional import Functional, functional
+from models.functional import Functional
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "f5_tts"
 VARIANTS = ("dit_v1", "dit_v0", "dit_extra", "dit_avgup", "dit_noconv")
+OTHERS = ("unett", "unett_add", "mmdit")
 
 
 def config() -> dict:
@@ -33,23 +32,14 @@ def inputs() -> dict[str, np.ndarray]:
 def build(name: str, padding: str = "exact", **options) -> tuple[Functional, dict]:
     """(model, variables) of a golden variant."""
     variant = config()["variants"][name]
-    kwargs = {**f5_tts.build_kwargs(variant["kwargs"]), "padding": padding, **options}
-    model = functional(lambda rngs: DiT(**kwargs, rngs=rngs))
+    model = f5_tts.network(variant["backbone"], variant["kwargs"], padding, **options)
     params, _ = f5_tts.read(GOLDEN / variant["weights"], model.abstract()["params"])
     return model, {"params": jax.tree.map(jax.numpy.asarray, params)}
 
 
 @functools.cache
 def forward(name: str, padding: str = "exact"):
-    """The jitted ``DiT.__call__`` of a golden variant, variables bound."""
+    """The jitted call of a golden variant, variables bound."""
     model, variables = build(name, padding)
     run = jax.jit(lambda v, *args: model.apply(v, *args)[0])
     return lambda *args: np.asarray(run(variables, *args))
-
-
-def module(name: str, padding: str = "exact") -> DiT:
-    """The NNX module itself, for looking at its parts."""
-    variant = config()["variants"][name]
-    out = DiT(**f5_tts.build_kwargs(variant["kwargs"]), padding=padding, rngs=nnx.Rngs(0))
-    nnx.update(out, nnx.State(build(name, padding)[1]["params"]))
-    return out
