@@ -48,6 +48,7 @@ def main(argv: list[str]) -> None:
     del argv
     from data.audio import save_wav
     from launch.evaluation import speech
+    from launch.evaluation.pairs import hardware
     from launch.pipelines.speech import load
     from launch.recogniser import Recogniser, split_words
     from train.compile import enable_compile_cache
@@ -101,6 +102,8 @@ def main(argv: list[str]) -> None:
         (out / "eval.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{error.filename or out} cannot be written: {error.strerror or error}") from error
+    sampler = voice.sampler
+    print(f"{hardware()}; {len(sampler.programs)} programs compiled in {sampler.compile_seconds:.1f} s, not in the RTF")
     print(f"{len(cases)} utterances judged; {out}/eval.json, eval.png and {min(WAVS.value, len(cases))} wavs")
 
 
