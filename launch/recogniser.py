@@ -83,7 +83,7 @@ class WordVerifier:
     def __call__(self, wave: np.ndarray, text: str) -> float:
         """Minus the word errors, of words that the recogniser knows."""
         said = [word for word in split_words(text) if word not in set(self.recogniser.unknown)]
-        return -float(len(align(said, self.recogniser.transcribe(wave, self.sample_rate))))
+        return float(-len(align(said, self.recogniser.transcribe(wave, self.sample_rate))))
 
 
 @dataclasses.dataclass(frozen=True)
