@@ -4,6 +4,8 @@ Shapes: b batch, t mel frames, nt text symbols, m mel bins. A batch is padded to
 the result of every row equals that row run alone.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -127,7 +129,7 @@ class DiT(SpeechBackbone):
         inside = frames_inside(lengths, t)
         mask = MaskSpec(kv_lengths=lengths) if self.mask_keys else MaskSpec()
         phases = rope_phases(jnp.arange(t), self.dim_head)
-        found = {"time": self.time(jnp.broadcast_to(jnp.asarray(time, jnp.float32), (b,)))}
+        found: dict[str, Any] = {"time": self.time(jnp.broadcast_to(jnp.asarray(time, jnp.float32), (b,)))}
         silu = jax.nn.silu(found["time"])
         x = found["input"] = self.embed((x, drop_rows(cond, drop_audio), encoded), inside)
 

@@ -4,7 +4,7 @@ Text is not stretched to the mel's length here: its stream has one position per 
 ``models/dit.py``.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -180,7 +180,7 @@ class MMDiT(SpeechBackbone):
         inside = frames_inside(lengths, t)
         mask = self._mask(inside, symbols, t, masked=self.exact or (self.mask_keys and lengths is not None))
         phases = rope_phases(jnp.arange(t), self.dim_head), rope_phases(jnp.arange(c.shape[1]), self.dim_head)
-        found = {"time": self.time(jnp.broadcast_to(jnp.asarray(time, jnp.float32), (b,)))}
+        found: dict[str, Any] = {"time": self.time(jnp.broadcast_to(jnp.asarray(time, jnp.float32), (b,)))}
         silu = jax.nn.silu(found["time"])
         x = found["input"] = self.embed((x, drop_rows(cond, drop_audio)), inside if self.exact else None)
 
@@ -188,11 +188,13 @@ class MMDiT(SpeechBackbone):
             x, c = block(*streams, silu, phases, mask, inside, symbols, split_key(key, index))
             return (x, c), x if keep_layers else None
 
-        streams, left = (x, c), []
+        streams: Any = (x, c)
+        left = []
         if self.blocks is not None:
             streams, stack = scan_stack(self.blocks, streams, layer, scan=self.scan, remat=self.remat)
             left = [stack] if keep_layers else []
-        x, _ = self.last(*streams, silu, phases, mask, inside, symbols, split_key(key, self.depth - 1))
+        x, c = streams
+        x, _ = self.last(x, c, silu, phases, mask, inside, symbols, split_key(key, self.depth - 1))
         found["layers"] = jnp.concatenate([*left, x[None]]) if keep_layers else None
         x = found["norm"] = final_norm(self.modulation, x, silu)
         x = self.output(x)

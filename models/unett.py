@@ -4,7 +4,7 @@ The time embedding is a token in front of the frames, and the first half of the 
 innermost to innermost.  Shapes and padding are as in ``models/dit.py``.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -67,13 +67,13 @@ class Layer(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        skip: jax.Array | None,
+        skip: Any,
         phases: Phases,
         mask: MaskSpec,
         inside: jax.Array | None,
         key: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array]:
-        """x, skip [b, t, dim] -> the same, and what the feed-forward added to it."""
+        """x, skip [b, t, dim] (None if there is none) -> x, and what the feed-forward added to it."""
         if self.skip is not None:
             x = self.skip(jnp.concatenate([x, skip], -1))
         elif self.add:
@@ -182,7 +182,7 @@ class UNetT(SpeechBackbone):
         """See ``SpeechBackbone``; "layers" are what the layers' feed-forwards added, time token first."""
         b, t, _ = x.shape
         inside = frames_inside(lengths, t)
-        found = {"time": self.time(jnp.broadcast_to(jnp.asarray(time, jnp.float32), (b,)))}
+        found: dict[str, Any] = {"time": self.time(jnp.broadcast_to(jnp.asarray(time, jnp.float32), (b,)))}
         x = found["input"] = self.embed((x, drop_rows(cond, drop_audio), encoded), inside if self.exact else None)
 
         x = jnp.concatenate([found["time"][:, None].astype(x.dtype), x], 1)

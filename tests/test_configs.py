@@ -1,25 +1,34 @@
 """Every config builds: all keys are read, all parameters are covered by a sharding rule, nothing is allocated."""
 
 import json
+import math
 import re
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import f5_tts
+from configs import e2_tts, f5_tts
 from data.audio import save_wav
 from data.errors import UserError
-from train import trees
+from models.convert.f5_tts import official_shapes
 from train.assemble import Parts, RunConfig, assemble, build_data, plain
 from train.components import call
 from train.mesh import build_mesh
 from train.workdir import write_assets
 
-# Published sizes at the released vocabulary of 2545 symbols.
-PARAMETERS = {"base": 337_096_804, "v0_base": 337_096_804, "small": 159_228_772, "v0_small": 159_228_772}
+# Parameters and tensors (the rotary buffer among them) of the releases, at their vocabulary of 2545 symbols.
+RELEASED = {
+    (f5_tts, "v1_base"): (337_096_804, 364),
+    (f5_tts, "v0_base"): (337_096_804, 364),
+    (f5_tts, "v1_small"): (159_228_772, 308),
+    (f5_tts, "v0_small"): (159_228_772, 308),
+    (e2_tts, "base"): (333_470_444, 363),
+    (e2_tts, "small"): (157_161_708, 305),
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,18 +61,19 @@ def build(config: ConfigDict, speech_folder: Path, assets: Path) -> Parts:
     return assemble(run, mesh, data.shapes, write_assets(assets, data.write_assets, check=False))
 
 
-@pytest.mark.parametrize("variant", f5_tts.VARIANTS)
-def test_variant_builds_abstractly(variant: str, speech_folder: Path, tmp_path: Path):
-    config = f5_tts.get_config(variant)
-    if variant in PARAMETERS:
+@pytest.mark.parametrize(("family", "variant"), [(f, v) for f in (f5_tts, e2_tts) for v in f.VARIANTS])
+def test_variant_builds_abstractly(family: ModuleType, variant: str, speech_folder: Path, tmp_path: Path):
+    config = family.get_config(variant)
+    if config.model.dim > 512:
         config.data.tokenizer, config.data.vocab = "vocab", str(speech_folder / "vocab.txt")
     parts = build(config, speech_folder, tmp_path)
     found = re.search(r"sharding rules cover (\d+) of (\d+)", parts.summary)
     assert found and found[1] == found[2], parts.summary
     leaves = jax.tree.leaves(parts.abstract)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding is not None for leaf in leaves)
-    count = sum(leaf.size for leaf in trees.flatten(parts.abstract.params).values())
-    assert count == PARAMETERS.get(variant, count)
+    if (family, variant) in RELEASED:
+        shapes = official_shapes(parts.abstract.params)
+        assert (sum(map(math.prod, shapes.values())), len(shapes) + 1) == RELEASED[family, variant]
 
 
 def test_unknown_variant_is_named():

@@ -7,7 +7,7 @@ v0 from v1 (``text_mask_padding``, ``pe_attn_head``): those options come from th
 import dataclasses
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ ROTARY = "rotary_embed.inv_freq"
 # Counters, and buffers that are computed again.
 IGNORED = re.compile(rf"initted|step|(ema_model\.)?mel_spec\..*|{re.escape(ROTARY)}")
 
-BACKBONES: dict[str, type[SpeechBackbone]] = {"DiT": DiT, "UNetT": UNetT, "MMDiT": MMDiT}
+BACKBONES: dict[str, Callable[..., SpeechBackbone]] = {"DiT": DiT, "UNetT": UNetT, "MMDiT": MMDiT}
 _COMMON = {
     "dim", "depth", "heads", "dim_head", "ff_mult", "mel_dim", "text_num_embeds", "text_mask_padding", "qk_norm",
     "attn_mask_enabled", "dropout",
@@ -125,7 +125,7 @@ def from_official(tensors: Mapping[str, np.ndarray], abstract: Mapping[str, Any]
     for path, leaf in flatten(abstract):
         array = np.empty(leaf.shape, np.float32)
         _insert(params, path, array)
-        rows = array if names.stacked(path) else array[None]
+        rows: Any = array if names.stacked(path) else array[None]
         for row, name in zip(rows, names.official(path, leaf.shape), strict=True):
             if name not in bare:
                 missing.append(name)

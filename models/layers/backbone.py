@@ -9,7 +9,6 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from models.layers.conv import ConvPositionEmbedding
-from models.layers.text import TextEncoder
 
 Padding = Literal["exact", "reference"]
 
@@ -21,7 +20,7 @@ class SpeechBackbone(nnx.Module):
     ``parts``.
     """
 
-    text: TextEncoder
+    text: Any  # TextEncoder or alike
     input: nnx.Linear
     position: ConvPositionEmbedding
     exact: bool
