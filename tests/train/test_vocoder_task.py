@@ -16,7 +16,7 @@ from models.vocoders.discriminators import fold
 from train import trees
 from train.accumulate import gradients
 from train.assemble import RunConfig, assemble, build_data, plain
-from train.checkpoint import restore_variables
+from train.checkpoint import CheckpointStore, restore_variables
 from train.components import bind, call
 from train.mesh import build_mesh
 from train.objectives import adversarial
@@ -241,3 +241,28 @@ def test_a_run_goes_on_where_it_stopped(folder, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
     assert len(list((tmp_path / "whole" / "samples" / "4").glob("*.wav"))) == 4  # two crops and what they were
     assert '"stft"' in (tmp_path / "whole" / "metrics.jsonl").read_text()
+
+
+def test_fine_tuning_begins_with_a_vocoder_that_has_no_discriminators(folder, tmp_path):
+    config = vocos.get_config("tiny")
+    config.data.dir = str(folder)
+    run = call(RunConfig, json.loads(json.dumps(plain(config))), "")
+    mesh = build_mesh({"data": 2, "fsdp": 1, "tensor": 4, "sequence": 1})
+    data = build_data(run, mesh)
+    parts = assemble(run, mesh, data.shapes, write_assets(tmp_path / "new", data.write_assets, check=False))
+    r = np.random.default_rng(0)
+    abstract = parts.abstract.params["generator"]
+    released = jax.tree.map(lambda a: r.normal(size=a.shape).astype(np.float32), abstract)
+    store = CheckpointStore(tmp_path / "released" / "checkpoints")
+    store.save(0, {"params": {"generator": released}, "stats": {}}, {"evaluate_with": "raw"})
+    store.close()
+    found, _ = restore_variables(tmp_path / "released", parts.origin, optional=parts.optional)
+    state = parts.create(found)
+    jax.tree.map(np.testing.assert_array_equal, state.params["generator"], released)
+    assert all(np.asarray(a).any() for p, a in trees.flatten(state.params).items() if p.endswith("kernel"))
+    assert jax.tree.structure(state.params) == jax.tree.structure(parts.abstract.params)
+
+    (tmp_path / "other").mkdir()
+    save_mel(tmp_path / "other", SPEC)
+    with pytest.raises(UserError, match=r"trained with mel\.sample_rate=8000"):
+        parts.check_assets(tmp_path / "other")

@@ -49,6 +49,7 @@ class VocoderTask:
     """
 
     unit = "frames"
+    optional = "discriminators/.*"  # converted vocoders come without
 
     def __init__(
         self,
@@ -103,6 +104,20 @@ class VocoderTask:
     def abstract(self) -> Variables:
         """Shapes of what ``init`` makes."""
         return jax.eval_shape(self.init, jax.random.key(0))
+
+    def check_assets(self, folder: Path) -> None:
+        """Whether a vocoder with the assets in ``folder`` inverts this task's mel.
+
+        Raises:
+          UserError: it does not; the first difference is named.
+        """
+        spec, _, _ = load_mel(folder)
+        for name, value in spec.to_dict().items():
+            if value != getattr(self.spec, name):
+                raise UserError(
+                    f"{folder} was trained with mel.{name}={value!r}; this run has "
+                    f"config.data.mel.{name}={getattr(self.spec, name)!r}: use the checkpoint's"
+                )
 
     def axes(self) -> AxisRules:
         """The model files' own rules."""
