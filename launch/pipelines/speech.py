@@ -366,7 +366,7 @@ def load(
       folder: has config.json, assets/ and checkpoints/.
       params: "ema" (what the run evaluated with), "raw", or "ema/<decay>".
       vocoder: one, or the folder of one; None = Griffin-Lim.
-      durations: a predictor, "rule", or "fixed" or "fixed:<bytes per second>".
+      durations: a predictor, "rule", "learned" (with the model), or "fixed" or "fixed:<bytes per second>".
 
     Raises:
       UserError: not such a folder, no checkpoint in it yet, or a damaged one; a run of something other than speech.
@@ -385,9 +385,11 @@ def load(
         raise UserError(f"{folder} is a run of {type(task).__name__}, not of speech")
     if vocoder is None or isinstance(vocoder, str | Path):
         vocoder = load_vocoder(vocoder, task.spec)
-    if isinstance(durations, str):
+    variables, _ = restore_variables(folder, task.abstract(), params=params)
+    if durations == "learned":
+        durations = task.duration_predictor(variables)
+    elif isinstance(durations, str):
         durations = duration_rule(durations, task.spec.sample_rate / task.spec.hop)
-    variables, _ = restore_variables(folder, task.network.abstract(), params=params)
     longest = trained_seconds(config.get("data") or {})
     return SpeechPipeline(task, variables, vocoder, durations=durations, longest=longest)
 

@@ -16,7 +16,9 @@ from jax.typing import ArrayLike
 
 from data.audio import filterbank, load_mel, save_wav, window
 from data.errors import UserError
-from data.text import Tokenizer
+from data.text import Tokenizer, pad_ids
+from models import duration
+from models.duration import DurationModel
 from models.functional import functional
 from models.vocoders.griffin_lim import vocode
 from sampling.grids import flow_grid
@@ -27,6 +29,7 @@ from train.objectives.flow_matching import BUCKETS, FlowMatching
 from train.task import AxisRules, Batch, LossOutput, StepContext, Term, Variables
 
 Shapes = Sequence[Mapping[str, jax.ShapeDtypeStruct]]
+DURATION = "duration"  # where the duration predictor's parameters stand
 KNOWN = 0.4  # share of an utterance that in-loop samples are given
 SHOWN = 2  # utterances per set of in-loop samples
 
@@ -43,11 +46,14 @@ class SpeechTask:
       normalise: subtract the data's mean of the log-mel and divide by its deviation (both in ``mel.json``); the
         release does not.
       steps, cfg_strength, sway: of in-loop samples.
+      duration_weight: coefficient of a small duration predictor's loss (``models/duration.py``), 0 = none.  It has
+        parameters of its own, ``duration/...``, and no gradient reaches the network; the joint gradient clip sees both.
       prediction, max_weight, time, time_mean, time_std, span, drop_audio, drop_both, drop_per: see
         ``train.objectives.flow_matching.FlowMatching``.
     """
 
     unit = "frames"
+    optional = f"{DURATION}/.*"  # released checkpoints have no duration predictor
 
     def __init__(
         self,
@@ -60,6 +66,7 @@ class SpeechTask:
         steps: int = 16,
         cfg_strength: float = 2.0,
         sway: float = -1.0,
+        duration_weight: float = 0.0,
         prediction: str = "velocity",
         max_weight: float = 20.0,
         time: str = "uniform",
@@ -87,6 +94,9 @@ class SpeechTask:
         )
         sizes = {"mel_dim": self.spec.n_mels, "text_num_embeds": self.tokenizer.size, "dtype": jnp.dtype(precision)}
         self.network = functional(lambda rngs: model(**sizes, rngs=rngs))
+        self.duration_weight = duration_weight
+        size = self.tokenizer.size
+        self.durations = functional(lambda rngs: DurationModel(size, rngs=rngs)) if duration_weight else None
         self._axes = sys.modules[getattr(model, "func", model).__module__].AXES
         self._shapes = shapes
         self._grid = flow_grid(steps, sway_coefficient=sway)
@@ -99,11 +109,21 @@ class SpeechTask:
 
     def init(self, key: jax.Array) -> Variables:
         """Fresh variables."""
-        return self.network.init(key)
+        fresh = self.network.init(key)
+        if self.durations is not None:
+            fresh["params"][DURATION] = self.durations.init(jax.random.fold_in(key, 1))["params"]
+        return fresh
+
+    def abstract(self) -> Variables:
+        """Shapes of the variables."""
+        shapes = self.network.abstract()
+        if self.durations is not None:
+            shapes["params"][DURATION] = self.durations.abstract()["params"]
+        return shapes
 
     def axes(self) -> AxisRules:
-        """The model file's own rules."""
-        return self._axes
+        """The model files' own rules."""
+        return [*self._axes, *((f"{DURATION}/({regex})", names) for regex, names in duration.AXES)]
 
     def check_assets(self, folder: Path) -> None:
         """Whether a checkpoint with the assets in ``folder`` means the same by text ids and mel bands as this task.
@@ -136,17 +156,51 @@ class SpeechTask:
         mel, lengths = self.normalise(batch["mel"], batch["mel_lengths"]), batch["mel_lengths"]
         draws = self.objective.draw(draw_key, batch["index"], lengths, *mel.shape[1:])
         keys = rng.per_example(dropout_key, batch["index"])
-        new_stats = variables["stats"]
+        new_stats, network = variables["stats"], _of_network(variables)
 
         def predict(x: jax.Array, clip: jax.Array, time: jax.Array, audio: jax.Array, text: jax.Array) -> jax.Array:
             nonlocal new_stats
-            out, stats = self.network.apply(variables, x, clip, batch["text"], time, lengths, audio, text, keys)
+            out, stats = self.network.apply(network, x, clip, batch["text"], time, lengths, audio, text, keys)
             new_stats = stats or new_stats
             return out
 
         result = self.objective.loss(predict, mel, lengths, batch["mask"], draws)
         buckets = {f"loss_{name}": pair for name, pair in result.buckets.items()}
-        return LossOutput({"flow": Term(result.sum, result.weight)}, buckets, new_stats)
+        terms = {"flow": Term(result.sum, result.weight)}
+        if self.durations is not None:
+            error, mask = self._duration_error(variables, batch), batch["mask"]
+            terms["duration"] = Term((jnp.square(error) * mask).sum(), mask.sum(), self.duration_weight)
+        return LossOutput(terms, buckets, new_stats)
+
+    def _duration_error(self, variables: Variables, batch: Batch) -> jax.Array:
+        """Log of predicted over real frames [b]."""
+        assert self.durations is not None
+        own = {"params": variables["params"][DURATION], "stats": {}}
+        total, _ = self.durations.apply(own, batch["text"], method="total")
+        return duration.log_error(total, batch["mel_lengths"])
+
+    def duration_predictor(self, variables: Variables) -> Callable[..., float]:
+        """What has been learned about durations, as the pipeline takes it.
+
+        Returns:
+          ``(ref_frames, ref_ids, ids, texts) -> frames`` of the new speech at the reference's pace.
+
+        Raises:
+          UserError: this task has no duration predictor.
+        """
+        if self.durations is None:
+            raise UserError("this model has no duration predictor; train with --config.task.duration_weight=0.1")
+        own = {"params": variables["params"][DURATION], "stats": {}}
+        pace = jax.jit(functools.partial(self.durations.apply, method="pace"))
+
+        def predict(ref_frames: int, ref_ids: Sequence[int], ids: Sequence[int], texts: tuple[str, str]) -> float:
+            del texts
+            both = [*ref_ids, *ids]
+            text = pad_ids([both], -(-len(both) // 64) * 64)  # few shapes; padding changes nothing
+            frames, _ = pace(own, text, jnp.array([len(ref_ids)]), jnp.array([ref_frames]))
+            return float(frames[0])
+
+        return predict
 
     def evaluate(self, variables: Variables, batch: Batch, key: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
         """The loss with nothing dropped, every row at the middle of each bucket of t: low noise, exact over padding."""
@@ -166,7 +220,11 @@ class SpeechTask:
 
         sums, weights = jax.lax.map(at, (jnp.arange(BUCKETS) + 0.5) / BUCKETS)
         names = [f"loss_t{i / BUCKETS:.1f}-{(i + 1) / BUCKETS:.1f}" for i in range(BUCKETS)]
-        return {"loss": (sums.sum(), weights.sum())} | {n: (sums[i], weights[i]) for i, n in enumerate(names)}
+        out = {"loss": (sums.sum(), weights.sum())} | {n: (sums[i], weights[i]) for i, n in enumerate(names)}
+        if self.durations is not None:
+            mask = batch["mask"]
+            out["duration_error"] = ((jnp.abs(self._duration_error(variables, batch)) * mask).sum(), mask.sum())
+        return out
 
     def sample(self, variables: Variables, batch: Batch, key: jax.Array, folder: str) -> dict[str, float]:
         """The first held-out utterances continued from their first 40 %: ``<i>.wav`` and ``<i>.png`` with the truth.
@@ -251,6 +309,7 @@ class SpeechTask:
 
     def infill_network(self, variables: Variables, frames: int) -> InfillNetwork:
         """The network under ``variables`` as the sampler's two callables, for sequences padded to ``frames``."""
+        variables = _of_network(variables)
 
         def encode(text: jax.Array, lengths: jax.Array | None, drop: jax.Array) -> jax.Array:
             return self.network.apply(variables, text, lengths, frames, drop, method="encode_text")[0]
@@ -261,6 +320,12 @@ class SpeechTask:
             return self.network.apply(variables, x, clip, text, t, lengths, method="velocity")[0]
 
         return InfillNetwork(encode, predict, self.objective.prediction)
+
+
+def _of_network(variables: Variables) -> Variables:
+    """Without the duration predictor's parameters, which the network does not know."""
+    params = {name: tree for name, tree in variables["params"].items() if name != DURATION}
+    return {**variables, "params": params}
 
 
 def _host(array: jax.Array) -> np.ndarray:
