@@ -63,6 +63,7 @@ def speech(c: ConfigDict) -> None:
     c.task.steps = 16  # of samples made while training
     c.task.cfg_strength = 2.0
     c.task.sway = -1.0
+    c.task.duration_weight = 0.0  # of a duration predictor's loss; 0 = none is trained
 
     c.data = ConfigDict()
     c.data.type = "data.speech:SpeechData"
@@ -163,6 +164,7 @@ def finetune(c: ConfigDict) -> None:
     c.steps = 10_000
     c.task = ConfigDict({"type": "kept"})
     c.model = ConfigDict({"type": "kept"})
+    c.task.duration_weight = config_dict.placeholder(float)  # None = the checkpoint's
     c.model.dropout = config_dict.placeholder(float)
     c.model.remat = config_dict.placeholder(str)
     c.data.tokenizer = "kept"
