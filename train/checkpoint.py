@@ -258,7 +258,7 @@ def restore_variables(
         what is there.
       params: "raw", "ema" (the average that the run evaluated with, or raw where it kept none), or "ema/<decay>".
       step: None is the newest sound one.
-      optional: path regex of parameters in ``abstract`` that are left out where the checkpoint has none.
+      optional: path regex of parameters that need not be on both sides; those that are not, are left out.
 
     Returns:
       ``{"params", "stats"}`` and the checkpoint's meta.
@@ -286,14 +286,19 @@ def restore_variables(
     if abstract is not None:
         abstract = {"params": abstract["params"], "stats": abstract.get("stats", {})}
         stored = {path: [str(a.dtype), list(a.shape)] for path, a in trees.flatten(held).items()}
+        wanted = trees.flatten(abstract["params"])
+        spare = {path for path in stored if re.fullmatch(f"params/({optional})", path)}
+        stored = {path: spec for path, spec in stored.items() if path not in spare or path[len("params/") :] in wanted}
         abstract["params"] = trees.unflatten(
-            {path: leaf for path, leaf in trees.flatten(abstract["params"]).items()
+            {path: leaf for path, leaf in wanted.items()
              if f"params/{path}" in stored or not re.fullmatch(optional, path)}
         )  # fmt: skip
         _compare(folder, stored, abstract, complete=True)
     if merge:
         variables = jax.jit(merge)(_read_variables(folder, source, there))
         if abstract is not None:
+            held = trees.flatten(variables["params"])
+            variables["params"] = trees.map_with_path(lambda path, _: held[path], abstract["params"])
             variables = jax.tree.map(lambda a, w: jax.device_put(np.asarray(a), _home(w)), variables, abstract)
     else:
         variables = _read_variables(folder, source, held if abstract is None else abstract)

@@ -81,6 +81,8 @@ def test_the_run_speaks_with_its_update_and_goes_on_without_its_base(base, clips
     changed = {path for path, array in theirs.items() if (ours[path] != array).any()}
     assert changed and all(path.startswith("blocks/") and path.endswith("/kernel") for path in changed)
     assert {path.split("/")[0] for path in ours.keys() - theirs.keys()} == {"duration"}
+    network, _ = restore_variables(adapted, task.network.abstract(), optional=task.optional)  # as an export has it
+    assert trees.flatten(network["params"]).keys() == theirs.keys()
     predict, symbols = task.duration_predictor(variables), task.tokenizer.encode("ab cd")
     assert predict(40, symbols, symbols, ("", "")) == pytest.approx(2 * predict(20, symbols, symbols, ("", "")))
     lora = {"lora.rank": 2, "lora.train": "duration/.*", "task.duration_weight": 0.1}
