@@ -14,10 +14,11 @@ from data.errors import UserError
 from data.text import Tokenizer
 from launch.conversion.folder import write_folder
 from models.convert import f5_tts
-from models.functional import functional
 from train import trees
 from train.checkpoint import restore_variables
-from train.components import bind
+from train.components import bind, build
+from train.tasks.speech import DURATION
+from train.tasks.speech import SpeechTask
 from train.workdir import ASSETS, read_config
 
 # What the release computes without being asked: options of ours that its file cannot carry have to be at these values.
@@ -46,7 +47,7 @@ class Exported:
         model = bind(self.config["model"], "model")
         sizes = {"mel_dim": self.spec.n_mels, "text_num_embeds": self.tokenizer.size}
         abstract = functional(lambda rngs: model(**sizes, rngs=rngs)).abstract()
-        self.variables, meta = restore_variables(workdir, abstract, params=params)
+        self.variables, meta = restore_variables(workdir, abstract, params=params, optional=SpeechTask.optional)
         self.step = int(meta["step"])
         self.flat = {path: np.asarray(leaf) for path, leaf in trees.flatten(self.variables["params"]).items()}
         wrong = [path for path, leaf in self.flat.items() if not np.isfinite(leaf).all()]
@@ -70,8 +71,11 @@ def export_public(source: Exported, out: Path) -> list[str]:
             )
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"model_{source.step}.safetensors"
-    f5_tts.write(file, source.variables["params"], step=source.step, dim_head=values["model"].get("dim_head", 64))
-    lines = [f"{file}: {len(f5_tts.official_shapes(source.variables['params'])) + 3} tensors"]
+    network = {name: part for name, part in source.variables["params"].items() if name != DURATION}
+    f5_tts.write(file, network, step=source.step, dim_head=values["model"].get("dim_head", 64))
+    lines = [f"{file}: {len(f5_tts.official_shapes(network)) + 3} tensors"]
+    if DURATION in source.variables["params"]:
+        lines.append("left out: the duration predictor, which the reference does not have")
     if source.tokenizer.kind != "byte":
         vocab = out / "vocab.txt"
         _replace(vocab, "".join(f"{symbol}\n" for symbol in source.tokenizer.symbols))
