@@ -18,7 +18,6 @@ from train import trees
 from train.checkpoint import restore_variables
 from train.components import bind, build
 from train.tasks.speech import DURATION
-from train.tasks.speech import SpeechTask
 from train.workdir import ASSETS, read_config
 
 # What the release computes without being asked: options of ours that its file cannot carry have to be at these values.
@@ -45,9 +44,8 @@ class Exported:
         self.spec, self.mean, self.std = load_mel(self.assets)
         self.tokenizer = Tokenizer.load(self.assets)
         model = bind(self.config["model"], "model")
-        sizes = {"mel_dim": self.spec.n_mels, "text_num_embeds": self.tokenizer.size}
-        abstract = functional(lambda rngs: model(**sizes, rngs=rngs)).abstract()
-        self.variables, meta = restore_variables(workdir, abstract, params=params, optional=SpeechTask.optional)
+        task = build(self.config["task"], "task", model=model, assets=str(self.assets), shapes=())
+        self.variables, meta = restore_variables(workdir, task.abstract(), params=params)
         self.step = int(meta["step"])
         self.flat = {path: np.asarray(leaf) for path, leaf in trees.flatten(self.variables["params"]).items()}
         wrong = [path for path, leaf in self.flat.items() if not np.isfinite(leaf).all()]

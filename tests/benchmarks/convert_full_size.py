@@ -46,12 +46,14 @@ def make_release(folder: Path) -> Path:
     return folder / "model_1250000.safetensors"
 
 
-def command(name: str, *arguments: str) -> tuple[float, int]:
-    """Runs a command of ours; seconds, and the largest memory in bytes of any child so far."""
-    start = time.perf_counter()
+def command(name: str, *arguments: str) -> tuple[float, float, int]:
+    """Runs a command of ours; seconds, CPU seconds, and the largest memory in bytes of any child so far."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     full = [sys.executable, "-m", f"launch.{name}", *arguments]
     subprocess.run(full, cwd=ROOT, check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
-    return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, cpu, after.ru_maxrss * 1024
 
 
 def verdict(good: bool) -> str:
@@ -66,16 +68,17 @@ def main() -> None:
         folder = Path(temporary)
         file = make_release(folder)
         size = file.stat().st_size
-        seconds, memory = command(
+        seconds, cpu, memory = command(
             "run_convert", f"--config={CONFIG}", f"--checkpoint={file}", f"--out={folder / 'run'}",
             "--config.precision.compute=float32",
         )  # fmt: skip
         beyond = memory - size
-        print(f"conversion: {seconds:.1f} s (target {SECONDS:.0f}: {verdict(seconds < SECONDS)}); peak memory "
+        print(f"conversion: {seconds:.1f} s (target {SECONDS:.0f}: {verdict(seconds < SECONDS)}), {cpu:.1f} CPU s, "
+              f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; peak memory "
               f"{memory / 1e9:.2f} GB, {beyond / 1e9:.2f} GB beyond the file's {size / 1e9:.2f} "
               f"(target {BYTES / 1e9:.0f}: {verdict(beyond < BYTES)})", flush=True)  # fmt: skip
         speak(folder / "run")
-        seconds, _ = command(
+        seconds, _, _ = command(
             "run_export", f"--workdir={folder / 'run'}", "--format=public", f"--out={folder / 'export'}"
         )
         wanted, got = load_file(file), load_file(folder / "export" / file.name)
