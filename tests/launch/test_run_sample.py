@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from data.errors import UserError
+from tests.launch.commands import command
 from tests.launch.speech import make_clip, make_workdir
 from tests.train.speech import SPEC
 
@@ -113,24 +115,9 @@ def test_an_edited_recording(workdir, clip, tmp_path):
         (("--batch=nowhere.jsonl",), "no such file"),
     ],
 )
-def test_flags_that_do_not_go_together(monkeypatch, workdir, flags, message):
-    from absl import flags as absl_flags
-
-    from data.errors import UserError
-    from launch import run_sample
-
-    values = absl_flags.FLAGS
-    values.unparse_flags()
-    values(["run_sample", f"--workdir={workdir}", *flags])
-    try:
-        with pytest.raises(UserError, match=message):
-            mode = run_sample._mode()
-            mode(None, None)
-    finally:
-        for flag in values.flags_by_module_dict()["launch.run_sample"]:
-            flag.unparse()
-            flag.using_default_value = True
-            flag.value = flag.default
+def test_flags_that_do_not_go_together(workdir, flags, message):
+    with command("run_sample", f"--workdir={workdir}", *flags) as run_sample, pytest.raises(UserError, match=message):
+        run_sample._mode()(None, None)
 
 
 @pytest.mark.parametrize(
@@ -145,9 +132,6 @@ def test_flags_that_do_not_go_together(monkeypatch, workdir, flags, message):
     ],
 )
 def test_a_bad_line_of_a_batch_is_named(tmp_path, line, message):
-    from data.errors import UserError
-    from launch.run_sample import read_batch
-
     (tmp_path / "x.jsonl").write_text(line)
-    with pytest.raises(UserError, match=message):
-        read_batch(tmp_path / "x.jsonl")
+    with command("run_sample", "--workdir=x") as run_sample, pytest.raises(UserError, match=message):
+        run_sample.read_batch(tmp_path / "x.jsonl")

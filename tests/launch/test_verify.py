@@ -136,11 +136,8 @@ def test_the_whole_folder_passes(tmp_path):
     checked = {row.name.split(":")[0].removeprefix("exp(") for row in report.rows}
     for kind in ("forward", "single", "sample", "loss", "train6", "mel", "text", "dynamic", "schedules"):
         assert any(name.startswith(kind) for name in checked), kind
-    networks = re.compile("forward|single|sample|loss|train|timesteps|inputs|dit|unett|mmdit|model")
-    assert [what for what in report.unchecked if networks.match(what)] == []
     assert {row.mode for row in report.rows if row.name.startswith("single_")} == {"exact"}
-    for later in ("vocos_same.npz",):
-        assert later in report.unchecked
+    assert report.unchecked == []
 
 
 def test_the_command_exits_by_its_verdict(tmp_path):
@@ -152,7 +149,7 @@ def test_the_command_exits_by_its_verdict(tmp_path):
 
     flags = ("--family=f5_tts", f"--golden={tmp_path}", f"--json={tmp_path / 'rows.json'}")
     good = run(*flags)
-    assert good.returncode == 0 and "2 of 2 rows ok" in good.stdout, good.stderr
+    assert good.returncode == 0 and re.search(r"^(\d+) of \1 rows ok", good.stdout, re.MULTILINE), good.stderr
     content = json.loads((tmp_path / "schedules.json").read_text())
     content["lr"]["value_used_at_update"]["10"] *= 1.001
     (tmp_path / "schedules.json").write_text(json.dumps(content))
