@@ -236,7 +236,7 @@ def demo(c: ConfigDict) -> None:
 def spoken(c: ConfigDict) -> None:
     """3 M parameters and more steps; its curve and error rate stand in the README."""
     demo(c)
-    c.steps = 2000
+    c.steps = 3000
     c.model.dim, c.model.heads = 192, 3
     c.model.text_dim = 96
     c.model.conv_pos_groups = 192
