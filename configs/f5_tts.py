@@ -150,7 +150,7 @@ def mmdit(c: ConfigDict) -> None:
     c.model.type = "models.mmdit:MMDiT"
     c.model.depth = 10
     for key in ("text_dim", "conv_layers", "text_average_upsampling", "pe_attn_head", "long_skip_connection"):
-        del c.model[key]
+        delattr(c.model, key)
 
 
 def finetune(c: ConfigDict) -> None:
