@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from models.layers.adaln import AdaLNBlock, final_norm
 from models.layers.axes import BLOCK, FRAME, MODULATION, under
 from models.layers.backbone import Padding, SpeechBackbone, check_padding, drop_rows, frames_inside
-from models.layers.conv import ConvPositionEmbedding, zero_outside
+from models.layers.conv import ConvPositionEmbedding
 from models.layers.dropout import split_key
 from models.layers.embed import TimeEmbedding
 from models.layers.linear import linear
@@ -22,7 +22,6 @@ from models.layers.rope import rope_phases
 from models.layers.stack import scan_stack, stacked
 from models.layers.text import TextEncoder
 from models.ops.attention import MaskSpec
-from models.ops.precision import accumulation_dtype
 
 # Path of a parameter -> logical axis of each dimension; ``train/sharding.py`` maps those to mesh axes.
 AXES: list[tuple[str, tuple[str | None, ...]]] = [
@@ -129,7 +128,7 @@ class DiT(SpeechBackbone):
         inside = frames_inside(lengths, t)
         mask = MaskSpec(kv_lengths=lengths) if self.mask_keys else MaskSpec()
         phases = rope_phases(jnp.arange(t), self.dim_head)
-        found: dict[str, Any] = {"time": self.time(jnp.broadcast_to(jnp.asarray(time, jnp.float32), (b,)))}
+        found: dict[str, Any] = {"time": self.embed_time(time, b)}
         silu = jax.nn.silu(found["time"])
         x = found["input"] = self.embed((x, drop_rows(cond, drop_audio), encoded), inside)
 
@@ -140,8 +139,6 @@ class DiT(SpeechBackbone):
         x, found["layers"] = scan_stack(self.blocks, x, layer, scan=self.scan, remat=self.remat)
         if self.long_skip is not None:
             x = found["long_skip"] = self.long_skip(jnp.concatenate([x, found["input"]], -1))
-        x = found["norm"] = final_norm(self.modulation, x, silu)
-        x = self.output(x)
-        x = x.astype(accumulation_dtype(x.dtype))
-        found["output"] = zero_outside(x, inside) if self.exact else x
+        found["norm"] = final_norm(self.modulation, x, silu)
+        found["output"] = self.to_mel(found["norm"], inside)
         return found

@@ -22,7 +22,6 @@ from models.layers.linear import Table, linear
 from models.layers.rope import rope_phases
 from models.layers.stack import scan_stack, stacked
 from models.ops.attention import MaskSpec
-from models.ops.precision import accumulation_dtype
 
 AXES: Rules = [
     *FRAME,
@@ -180,7 +179,7 @@ class MMDiT(SpeechBackbone):
         inside = frames_inside(lengths, t)
         mask = self._mask(inside, symbols, t, masked=self.exact or (self.mask_keys and lengths is not None))
         phases = rope_phases(jnp.arange(t), self.dim_head), rope_phases(jnp.arange(c.shape[1]), self.dim_head)
-        found: dict[str, Any] = {"time": self.time(jnp.broadcast_to(jnp.asarray(time, jnp.float32), (b,)))}
+        found: dict[str, Any] = {"time": self.embed_time(time, b)}
         silu = jax.nn.silu(found["time"])
         x = found["input"] = self.embed((x, drop_rows(cond, drop_audio)), inside if self.exact else None)
 
@@ -196,10 +195,8 @@ class MMDiT(SpeechBackbone):
         x, c = streams
         x, _ = self.last(x, c, silu, phases, mask, inside, symbols, split_key(key, self.depth - 1))
         found["layers"] = jnp.concatenate([*left, x[None]]) if keep_layers else None
-        x = found["norm"] = final_norm(self.modulation, x, silu)
-        x = self.output(x)
-        x = x.astype(accumulation_dtype(x.dtype))
-        found["output"] = zero_outside(x, inside) if self.exact else x
+        found["norm"] = final_norm(self.modulation, x, silu)
+        found["output"] = self.to_mel(found["norm"], inside)
         return found
 
     def _mask(self, inside: jax.Array | None, symbols: jax.Array, frames: int, masked: bool) -> MaskSpec:

@@ -23,7 +23,6 @@ from models.layers.rope import rope_phases
 from models.layers.stack import scan_stack, stacked
 from models.layers.text import TextEncoder
 from models.ops.attention import MaskSpec
-from models.ops.precision import accumulation_dtype
 
 _LAYER: Rules = [(r"(attn|ff)_norm/scale", ("norm",)), *under("attn", ATTENTION), *FEED_FORWARD]
 AXES: Rules = [
@@ -182,7 +181,7 @@ class UNetT(SpeechBackbone):
         """See ``SpeechBackbone``; "layers" are what the layers' feed-forwards added, time token first."""
         b, t, _ = x.shape
         inside = frames_inside(lengths, t)
-        found: dict[str, Any] = {"time": self.time(jnp.broadcast_to(jnp.asarray(time, jnp.float32), (b,)))}
+        found: dict[str, Any] = {"time": self.embed_time(time, b)}
         x = found["input"] = self.embed((x, drop_rows(cond, drop_audio), encoded), inside if self.exact else None)
 
         x = jnp.concatenate([found["time"][:, None].astype(x.dtype), x], 1)
@@ -202,7 +201,5 @@ class UNetT(SpeechBackbone):
         x, second = scan_stack(self.late, x, late, skips[::-1], scan=self.scan, remat=self.remat)
         found["layers"] = jnp.concatenate([first, second]) if keep_layers else None
         found["norm"] = self.norm(x)
-        x = self.output(found["norm"][:, 1:])
-        x = x.astype(accumulation_dtype(x.dtype))
-        found["output"] = zero_outside(x, inside) if self.exact else x
+        found["output"] = self.to_mel(found["norm"][:, 1:], inside)
         return found

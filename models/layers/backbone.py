@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from models.layers.conv import ConvPositionEmbedding
+from models.layers.conv import ConvPositionEmbedding, zero_outside
+from models.layers.embed import TimeEmbedding
+from models.ops.precision import accumulation_dtype
 
 Padding = Literal["exact", "reference"]
 
@@ -20,9 +22,11 @@ class SpeechBackbone(nnx.Module):
     ``parts``.
     """
 
+    time: TimeEmbedding
     text: Any  # TextEncoder or alike
     input: nnx.Linear
     position: ConvPositionEmbedding
+    output: nnx.Linear
     exact: bool
     scan: bool
     remat: str
@@ -96,6 +100,16 @@ class SpeechBackbone(nnx.Module):
         """What enters the blocks, [b, t, dim]: the signals side by side, projected, plus their positions."""
         x = self.input(jnp.concatenate([a.astype(self.dtype) for a in signals], -1))
         return x + self.position(x, inside)
+
+    def embed_time(self, time: jax.Array | float, batch: int) -> jax.Array:
+        """time [b] or scalar -> [b, dim]."""
+        return self.time(jnp.broadcast_to(jnp.asarray(time, jnp.float32), (batch,)))
+
+    def to_mel(self, x: jax.Array, inside: jax.Array | None) -> jax.Array:
+        """What leaves the last norm, [b, t, dim] -> [b, t, m] float32; in exact mode zero outside the rows."""
+        x = self.output(x)
+        x = x.astype(accumulation_dtype(x.dtype))
+        return zero_outside(x, inside) if self.exact else x
 
 
 def per_row(flag: jax.Array | bool, batch: int) -> jax.Array:
