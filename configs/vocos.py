@@ -8,7 +8,7 @@ Variants:
   mel_24khz   the released charactr/vocos-mel-24khz: 13,531,650 parameters (published: 13.5 M), LibriTTS, a million
               updates of 16 crops of 16,384 samples, mel distance x 45, resolutions x 0.1, lr 5e-4.
   bigvgan_v2  the released nvidia/bigvgan_v2_24khz_100band_256x, 112,414,512 parameters, for conversion.
-  demo        1.7 M parameters on the shipped corpus, 13 minutes on two idle CPU cores.
+  demo        1.7 M parameters on the shipped corpus, on a CPU; this length of it has not been run yet.
   tiny        seconds, for tests.
 """
 
@@ -108,12 +108,12 @@ def adversary(c: ConfigDict, lr: float) -> None:
 
 
 def demo(c: ConfigDict) -> None:
-    """Reconstruction first, then small discriminators for the last eighth; 13 minutes on two idle cores.
+    """Reconstruction first, then small discriminators for the last eighth; not yet run to its end as it stands.
 
-    Measured on the first 32 held-out sentences after 10 core-minutes (2400 steps without and 50 with discriminators),
-    beside Griffin-Lim: word errors 0.040 [0.014, 0.072] to 0.013 [0.000, 0.033] (recordings 0.027), no difference
-    within the intervals; STFT distance 0.64 to 0.45 and log-spectral distance 5.5 to 4.4 dB, a loss; 3.1 M samples per
-    CPU second to 0.26 M.
+    A run of 2700 steps with discriminators from 2400, stopped at 2451 after 10 core-minutes, was measured on the first
+    32 held-out sentences beside Griffin-Lim: word errors 0.040 [0.014, 0.072] to 0.013 [0.000, 0.033] (recordings
+    0.027), no difference within the intervals; STFT distance 0.64 to 0.45 and log-spectral distance 5.5 to 4.4 dB, a
+    loss; 3.1 M samples per CPU second to 0.26 M.
     """
     vocos(c, dim=192, hidden=576, depth=6)
     c.steps = 2400
