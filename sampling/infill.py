@@ -14,8 +14,8 @@ from jax.typing import ArrayLike
 
 from sampling.guidance import ClassifierFree, Conditional
 from sampling.ledger import Ledger
-from sampling.ode import sample
 from sampling.prediction import Prediction
+from sampling.sample import sample
 from sampling.solvers import Solver
 
 
@@ -39,7 +39,7 @@ class Infilled(NamedTuple):
 
     Attributes:
       out: [b, t, m], the known frames pasted in.
-      states: see ``sampling.ode.sample``.
+      states: see ``sampling.sample.sample``.
       ledger: costs per row.
     """
 
@@ -72,7 +72,7 @@ def infill(
       noise: [b, t, m] state at ``grid[0]``.
       grid: host times, see ``sampling.grids``.
       weight: guidance weight w (F5's ``cfg_strength`` is w − 1), scalar or [b]; None = no guidance, half the calls.
-      solver, keep: see ``sampling.ode.sample``.
+      solver, keep: see ``sampling.sample.sample``.
     """
     clip, text = jnp.asarray(clip), jnp.asarray(text)
     lengths = None if lengths is None else jnp.asarray(lengths)

@@ -12,13 +12,17 @@ import numpy as np
 
 from sampling.paths import Path, Time, expand
 
-KINDS = ("data", "noise", "velocity", "score")
+KINDS = ("data", "noise", "velocity", "score", "F")
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """A network's output and what it means; ``kind`` is static under jit."""
+    """A network's output and what it means; ``kind`` is static under jit.
+
+    "data" and "noise" are the two ends, "velocity" is dx/dt in the path's own time, "score" is ∇log q_t, and "F" the
+    raw output of a preconditioned network, on paths that define one (``Path.network_basis``).
+    """
 
     value: jax.Array
     kind: str = dataclasses.field(metadata={"static": True})
@@ -26,6 +30,11 @@ class Prediction:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"unknown prediction kind {self.kind!r}; expected one of {', '.join(KINDS)}")
+
+
+def kinds(path: Path) -> tuple[str, ...]:
+    """The kinds of prediction that exist on ``path``."""
+    return KINDS if path.network_basis(path.data_time) is not None else KINDS[:-1]
 
 
 def basis(path: Path, t: Time, kind: str) -> tuple[Time, Time]:
@@ -39,6 +48,10 @@ def basis(path: Path, t: Time, kind: str) -> tuple[Time, Time]:
         return path.alpha_rate(t), path.sigma_rate(t)
     if kind == "score":  # ∇log p(x_t | data) = −noise / σ
         return zero, -1.0 / path.sigma(t)
+    if kind == "F":
+        if (own := path.network_basis(t)) is None:
+            raise ValueError(f"{type(path).__name__} has no preconditioning, so 'F' means nothing on it")
+        return own
     raise ValueError(f"unknown prediction kind {kind!r}; expected one of {', '.join(KINDS)}")
 
 

@@ -8,7 +8,7 @@ import pytest
 from sampling.grids import flow_grid, uniform
 from sampling.guidance import ClassifierFree, Conditional
 from sampling.noise import start_noise
-from sampling.ode import sample
+from sampling.sample import sample
 from sampling.solvers import Euler, Midpoint, solver
 from tests.sampling.gaussian import STD, denoiser, exact_state, mixture_denoiser
 
@@ -124,7 +124,7 @@ def test_guided_gaussian_lands_where_algebra_says():
     guided = sample(ClassifierFree(denoiser(), shift, 0 * shift, 3.0), noise([0]), uniform(64)).x
     moved = sample(Conditional(denoiser(), 3.0 * shift), noise([0]), uniform(64)).x
     np.testing.assert_allclose(guided, moved, atol=1e-5)
-    components = ClassifierFree(denoiser(), shift, 0 * shift, 3.0)(noise([0]), jnp.float32(0.5)).components
+    components = ClassifierFree(denoiser(), shift, 0 * shift, 3.0)(noise([0]), jnp.float32(0.5), {}).components
     assert [c.kind for c in components] == ["velocity", "velocity"]
 
 
