@@ -75,6 +75,10 @@ class Path(abc.ABC):
         with np.errstate(divide="ignore"):
             return 2.0 * (xp.log(self.alpha(t)) - xp.log(self.sigma(t)))
 
+    @abc.abstractmethod
+    def time_at(self, ratio: Time) -> Time:
+        """The time at which σ/α is ``ratio`` > 0."""
+
     def network_basis(self, t: Time) -> tuple[Time, Time] | None:
         """(a, b) of a preconditioned network's own output F = a·data + b·noise; None where nobody defines one."""
         del t
@@ -119,6 +123,9 @@ class FlowPath(Path):
     def sigma_rate(self, t: Time) -> Time:
         return 0.0 * t + self.outward
 
+    def time_at(self, ratio: Time) -> Time:
+        return (1.0 if self.data_time else ratio) / (1.0 + ratio)
+
 
 @dataclasses.dataclass(frozen=True)
 class VPLinear(Path):
@@ -153,6 +160,11 @@ class VPLinear(Path):
     def diffusion(self, t: Time) -> Time:
         return self.beta_min + t * (self.beta_max - self.beta_min)
 
+    def time_at(self, ratio: Time) -> Time:
+        xp = array_module(ratio)
+        total, rise = xp.log1p(ratio**2), self.beta_max - self.beta_min  # ½ rise t² + β_min t = log(1 + σ²/α²)
+        return 2.0 * total / (self.beta_min + xp.sqrt(self.beta_min**2 + 2.0 * rise * total))
+
 
 @dataclasses.dataclass(frozen=True)
 class VPCosine(Path):
@@ -175,6 +187,9 @@ class VPCosine(Path):
 
     def sigma_rate(self, t: Time) -> Time:
         return 0.5 * math.pi * self.alpha(t)
+
+    def time_at(self, ratio: Time) -> Time:
+        return array_module(ratio).arctan(ratio) / (0.5 * math.pi)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +225,9 @@ class VE(Path):
     def sigma_rate(self, t: Time) -> Time:
         return 0.0 * t + 1.0
 
+    def time_at(self, ratio: Time) -> Time:
+        return 1.0 * ratio
+
     def network_basis(self, t: Time) -> tuple[Time, Time]:
         """data = c_skip·x + c_out·F, with c_skip = σ_d²/(σ² + σ_d²) and c_out = σσ_d/√(σ² + σ_d²)."""
         total = array_module(t).sqrt(t**2 + self.sigma_data**2)
@@ -235,6 +253,9 @@ class TrigFlow(Path):
 
     def sigma_rate(self, t: Time) -> Time:
         return self.sigma_data * array_module(t).cos(t)
+
+    def time_at(self, ratio: Time) -> Time:
+        return array_module(ratio).arctan(ratio / self.sigma_data)
 
     def network_basis(self, t: Time) -> tuple[Time, Time]:
         return self.alpha_rate(t) / self.sigma_data, self.sigma_rate(t) / self.sigma_data
