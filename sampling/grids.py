@@ -1,9 +1,11 @@
 """Time grids, made on the host in float64.  A grid of n steps is an ascending or descending array of n + 1 times.
 
 Sway sampling and the hand-made EPSS tables are F5-TTS's (https://arxiv.org/abs/2410.06885, https://arxiv.org/abs/2505.19931).
+The grids of noise levels σ are for VE, where σ is the time; ``on_path`` takes them to every other path.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -56,6 +58,84 @@ def flow_grid(
     """
     grid = epss(steps) if pruned and start == 0.0 else uniform(steps, start)
     return grid if sway_coefficient is None else sway(grid, sway_coefficient)
+
+
+def karras(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> np.ndarray:
+    """EDM's noise levels, equal in σ^(1/ρ), then 0 (https://arxiv.org/abs/2206.00364): [steps + 1]."""
+    low, high = _levels(steps, sigma_min, sigma_max)
+    ramp = np.linspace(0.0, 1.0, steps)
+    return _to_zero((high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho)
+
+
+def exponential(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0) -> np.ndarray:
+    """Noise levels equal in log σ, then 0: [steps + 1]."""
+    return polyexponential(steps, sigma_min, sigma_max, rho=1.0)
+
+
+def polyexponential(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 1.3) -> np.ndarray:
+    """Noise levels polynomial in log σ, then 0; ρ > 1 spends more of them near the data: [steps + 1]."""
+    low, high = np.log(_levels(steps, sigma_min, sigma_max))
+    return _to_zero(np.exp(low + np.linspace(1.0, 0.0, steps) ** rho * (high - low)))
+
+
+def vp(steps: int, beta_min: float = 0.1, beta_max: float = 20.0, end: float = 1e-3) -> np.ndarray:
+    """Noise-to-signal ratios of ``VPLinear`` at equal times from 1 to ``end``, then 0: [steps + 1]."""
+    if steps < 1:
+        raise ValueError(f"a grid needs at least one step, got {steps}")
+    t = np.linspace(1.0, end, steps)
+    return _to_zero(np.sqrt(np.expm1(0.5 * (beta_max - beta_min) * t**2 + beta_min * t)))
+
+
+def shift(levels: np.ndarray, factor: float) -> np.ndarray:
+    """s·t/(1 + (s − 1)·t), once: a flow's noise levels t in [0, 1] for s times the resolution.
+
+    t is the noise level, so SD3's time (``FlowPath(data_time=0)``); for F5's, shift 1 − t.
+    """
+    levels = np.asarray(levels, np.float64)
+    if factor <= 0 or levels.min() < 0 or levels.max() > 1:
+        raise ValueError(f"a shift takes noise levels in [0, 1] and a factor > 0, got {levels} and {factor}")
+    return factor * levels / (1.0 + (factor - 1.0) * levels)
+
+
+def explicit(times: Sequence[float] | np.ndarray) -> np.ndarray:
+    """The given times as a grid, if they run one way."""
+    grid = np.asarray(times, np.float64)
+    if grid.ndim != 1 or grid.size < 2 or not np.isfinite(grid).all() or not len(set(np.sign(np.diff(grid)))) == 1:
+        raise ValueError(f"a grid is at least two times that rise or fall throughout, got {times}")
+    return grid
+
+
+def on_path(levels: np.ndarray, path: Path) -> np.ndarray:
+    """The times at which σ/α on ``path`` has the given values, found by bisection.
+
+    Raises:
+      ValueError: a level that the path never has.
+    """
+    levels = np.asarray(levels, np.float64)
+    near, far = np.full(levels.shape, path.data_time), np.full(levels.shape, path.noise_time)
+
+    def ratio(t: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore"):
+            return path.sigma(t) / path.alpha(t)
+
+    if (levels < ratio(near) - 1e-12).any() or (levels > ratio(far) * (1 + 1e-9)).any():
+        most = float(ratio(far).flat[0])
+        raise ValueError(f"noise levels on {path} go up to {most:g}, got {levels.min():g} to {levels.max():g}")
+    for _ in range(100):
+        middle = 0.5 * (near + far)
+        below = ratio(middle) < levels
+        near, far = np.where(below, middle, near), np.where(below, far, middle)
+    return np.where(levels == 0.0, path.data_time, far)
+
+
+def _levels(steps: int, low: float, high: float) -> tuple[float, float]:
+    if steps < 1 or not 0 < low <= high or (steps > 1 and low == high):
+        raise ValueError(f"noise levels need steps ≥ 1 and 0 < sigma_min < sigma_max, got {steps}, {low}, {high}")
+    return low, high
+
+
+def _to_zero(levels: np.ndarray) -> np.ndarray:
+    return np.append(levels, 0.0)
 
 
 def check(grid: np.ndarray, path: Path) -> np.ndarray:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sampling import grids
-from sampling.paths import FlowPath
+from sampling.paths import VE, FlowPath, TrigFlow, VPCosine, VPLinear
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "f5_tts" / "timesteps.npz"
 
@@ -65,3 +65,62 @@ def test_golden_time_grids():
         coefficient = None if swayed == "raw" else float(swayed.removeprefix("sway"))
         grid = grids.flow_grid(int(steps), sway_coefficient=coefficient, pruned=table == "epss")
         np.testing.assert_allclose(grid, stored[name], atol=1e-6, err_msg=name)
+
+
+@given(st.integers(2, 40), st.floats(1e-3, 0.5), st.floats(1.0, 100.0), st.floats(1.0, 9.0))
+def test_noise_levels_fall_from_the_largest_to_zero(steps, low, high, rho):
+    for levels in (
+        grids.karras(steps, low, high, rho),
+        grids.exponential(steps, low, high),
+        grids.polyexponential(steps, low, high, rho),
+    ):
+        assert levels.shape == (steps + 1,) and levels[-1] == 0.0
+        np.testing.assert_allclose(levels[[0, -2]], [high, low], rtol=1e-9)
+        assert (np.diff(levels) < 0).all()
+        grids.check(levels, VE(sigma_max=high))
+
+
+def test_noise_levels_in_closed_form():
+    np.testing.assert_allclose(np.diff(grids.karras(9, 0.1, 5.0, rho=3.0)[:-1] ** (1 / 3), 2), 0.0, atol=1e-12)
+    np.testing.assert_allclose(np.diff(np.log(grids.exponential(9, 0.1, 5.0)[:-1]), 2), 0.0, atol=1e-12)
+    t, path = np.linspace(1.0, 1e-3, 12), VPLinear()
+    np.testing.assert_allclose(grids.vp(12)[:-1], path.sigma(t) / path.alpha(t), rtol=1e-9)
+
+
+def test_a_shift_is_applied_once():
+    levels = np.linspace(1.0, 0.0, 9)
+    np.testing.assert_allclose(grids.shift(levels, 3.0), 3 * levels / (1 + 2 * levels))
+    twice = grids.shift(grids.shift(levels, 3.0), 3.0)
+    np.testing.assert_allclose(twice, grids.shift(levels, 9.0))  # what shifting twice would be: another factor
+    np.testing.assert_allclose(grids.shift(levels, 1.0), levels)
+
+
+@pytest.mark.parametrize("path", [FlowPath(), FlowPath(0.0), VPLinear(), VPCosine(), VE(), TrigFlow()], ids=str)
+def test_noise_levels_can_be_taken_to_every_path(path):
+    levels = grids.karras(12, 0.01, 70.0)
+    times = grids.check(grids.on_path(levels, path), path)
+    np.testing.assert_allclose(path.sigma(times) / path.alpha(times), levels, rtol=1e-9, atol=1e-12)
+    assert times[-1] == path.data_time
+    if isinstance(path, VPLinear | VE):
+        with pytest.raises(ValueError, match="go up to"):
+            grids.on_path(np.array([1e4, 0.0]), path)
+
+
+def test_what_is_no_grid_is_refused():
+    for make in (
+        lambda: grids.karras(0),
+        lambda: grids.exponential(5, 0.0, 1.0),
+        lambda: grids.polyexponential(5, 2.0, 1.0),
+        lambda: grids.shift(np.array([2.0, 0.0]), 3.0),
+        lambda: grids.shift(np.array([1.0, 0.0]), 0.0),
+        lambda: grids.explicit([1.0, 0.5, 0.6]),
+        lambda: grids.explicit([1.0, np.nan]),
+        lambda: grids.vp(0),
+    ):
+        with pytest.raises(ValueError):
+            make()
+    np.testing.assert_array_equal(grids.explicit([1, 0.5, 0]), [1.0, 0.5, 0.0])
+    with pytest.raises(ValueError, match="step 2 goes from 1 to 3"):
+        grids.check(np.array([9.0, 4.0, 1.0, 3.0, 0.0]), VE())
+    with pytest.raises(ValueError, match=r"lie in \[0, 80\]"):
+        grids.check(np.array([90.0, 4.0, 0.0]), VE())
