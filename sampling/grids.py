@@ -1,7 +1,7 @@
 """Time grids, made on the host in float64.  A grid of n steps is an ascending or descending array of n + 1 times.
 
 Sway sampling and the hand-made EPSS tables are F5-TTS's (https://arxiv.org/abs/2410.06885, https://arxiv.org/abs/2505.19931).
-The grids of noise levels σ are for VE, where σ is the time; ``on_path`` takes them to every other path.
+The grids of noise levels σ are for VE, where σ is the time; ``path.time_at(levels)`` takes them to every other path.
 """
 
 import math
@@ -103,29 +103,6 @@ def explicit(times: Sequence[float] | np.ndarray) -> np.ndarray:
     if grid.ndim != 1 or grid.size < 2 or not np.isfinite(grid).all() or not len(set(np.sign(np.diff(grid)))) == 1:
         raise ValueError(f"a grid is at least two times that rise or fall throughout, got {times}")
     return grid
-
-
-def on_path(levels: np.ndarray, path: Path) -> np.ndarray:
-    """The times at which σ/α on ``path`` has the given values, found by bisection.
-
-    Raises:
-      ValueError: a level that the path never has.
-    """
-    levels = np.asarray(levels, np.float64)
-    near, far = np.full(levels.shape, path.data_time), np.full(levels.shape, path.noise_time)
-
-    def ratio(t: np.ndarray) -> np.ndarray:
-        with np.errstate(divide="ignore"):
-            return path.sigma(t) / path.alpha(t)
-
-    if (levels < ratio(near) - 1e-12).any() or (levels > ratio(far) * (1 + 1e-9)).any():
-        most = float(ratio(far).flat[0])
-        raise ValueError(f"noise levels on {path} go up to {most:g}, got {levels.min():g} to {levels.max():g}")
-    for _ in range(100):
-        middle = 0.5 * (near + far)
-        below = ratio(middle) < levels
-        near, far = np.where(below, middle, near), np.where(below, far, middle)
-    return np.where(levels == 0.0, path.data_time, far)
 
 
 def _levels(steps: int, low: float, high: float) -> tuple[float, float]:
