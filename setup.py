@@ -17,6 +17,8 @@ EXTRAS = {
     "speech": ["pocketsphinx>=5.1"],
     # Word and character error rates of run_eval --pairs.
     "evaluation": ["jiwer>=4.0"],
+    # The digits that configs/digits_flow.py trains on are inside the package; so are the classifiers that judge them.
+    "images": ["scikit-learn>=1.5"],
     # The reference's Chinese front end: word segmentation and tone-marked pinyin with sandhi.
     "pinyin": ["rjieba>=0.1.13", "pypinyin>=0.53"],
     "export": ["flatbuffers>=24.3"],

@@ -5,14 +5,12 @@ keyed by what went in, so a changed folder is prepared again and an unchanged on
 """
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import itertools
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +21,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data.audio import load_audio
+from data.cache import cache_root, made_once
 from data.errors import UserError
 from data.speech_source import Utterance
 
@@ -90,13 +89,6 @@ class SpeechStore:
         return record["wave"] if len(record["wave"]) else record["pcm"].astype(np.float32) / _PCM
 
 
-def cache_root() -> Path:
-    """Where prepared corpora are kept: $MURMURATION_CACHE, else murmuration/ in the user's cache folder."""
-    own = os.environ.get("MURMURATION_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(own) if own else Path(base) / "murmuration"
-
-
 def fingerprint(utterances: Sequence[Utterance], sample_rate: int) -> str:
     """Hash of everything that decides the prepared content: texts, and name, size and time of every sound file."""
     digest = hashlib.sha256(f"{FORMAT} {sample_rate}".encode())
@@ -117,27 +109,13 @@ def prepare(utterances: Sequence[Utterance], sample_rate: int, cache: Path | Non
     Raises:
       UserError: the cache cannot be written.
     """
-    root = cache or cache_root() / "speech"
-    folder = root / fingerprint(utterances, sample_rate)
-    if not (folder / "index.json").is_file():
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            with open(root / f"{folder.name}.lock", "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if not (folder / "index.json").is_file():  # another process may have made it meanwhile
-                    _write(utterances, sample_rate, folder)
-        except (OSError, RuntimeError) as e:  # array_record reports a full disk as RuntimeError
-            shutil.rmtree(folder, ignore_errors=True)
-            raise UserError(
-                f"{folder}: cannot write the prepared audio ({getattr(e, 'strerror', None) or e}); "
-                "free some space or set MURMURATION_CACHE to another folder"
-            ) from e
+    folder = (cache or cache_root() / "speech") / fingerprint(utterances, sample_rate)
+    made_once(folder, "index.json", lambda place: _write(utterances, sample_rate, place))
     return SpeechStore(folder)
 
 
 def _write(utterances: Sequence[Utterance], sample_rate: int, folder: Path) -> None:
     """Prepares into ``folder``; ``index.json`` comes last, so its presence means the rest is whole."""
-    shutil.rmtree(folder, ignore_errors=True)  # an interrupted attempt
     samples: list[int] = []
     failed: dict[int, str] = {}
 

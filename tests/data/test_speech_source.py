@@ -199,7 +199,7 @@ def test_the_prepared_folder_is_an_ordinary_tfds_data_set(speech_folder: Path):
     import tensorflow_datasets as tfds
 
     made = corpus(speech_folder)
-    place = next(p for p in speech_builder.cache_root().rglob("features.json")).parent
+    place = next(p for p in (speech_builder.cache_root() / "speech").rglob("features.json")).parent
     builder: Any = tfds.builder_from_directory(str(place))
     rows = builder.as_data_source(split="utterances")
     assert builder.info.features is not None and rows[0]["wave"].dtype == np.float32 and rows[0]["pcm"].size == 0
