@@ -80,10 +80,25 @@ class _Stream:
     def total(self) -> float:
         return float(self.cumulative[-1])
 
-    @property
-    def cycle(self) -> int:
-        """Examples until every target has had its turn (as often as its weight says, to within one)."""
-        return max(1, round(self.total))
+
+def stratified(cumulative: np.ndarray, positions: np.ndarray, seed: int, stream: int) -> np.ndarray:
+    """Which example stands at each position of an endless shuffled stream in which examples have weights.
+
+    A cycle is as many positions as the weights' sum; in each, an example comes as often as its weight says, to within
+    one, and exactly once where all weights are one.
+
+    Args:
+      cumulative: [n] running sum of the weights.
+      positions: [k] from 0 on.
+      stream: streams of different numbers are shuffled independently.
+    """
+    total = float(cumulative[-1])
+    cycle = max(1, round(total))
+    place = permute(positions % cycle, cycle, seed, "example", stream, positions // cycle)
+    # Each position owns an equal part of the total weight, so a weight of one is one example exactly.
+    jitter = uniform(seed, "jitter", stream, positions)
+    chosen = np.searchsorted(cumulative, (place + jitter) * (total / cycle), side="right")
+    return np.minimum(chosen, np.searchsorted(cumulative, total))  # rounding at the very end
 
 
 class Examples:
@@ -118,13 +133,7 @@ class Examples:
     def draw(self, bucket: int, positions: np.ndarray) -> list[Example]:
         """The examples at these positions of a bucket's stream."""
         stream, seed = self._streams[bucket], self._seed
-        cycle, place = positions // stream.cycle, positions % stream.cycle
-        # Stratified: each position owns an equal part of the total weight, so a weight of one is one example exactly.
-        place = permute(place, stream.cycle, seed, "example", bucket, cycle)
-        jitter = uniform(seed, "jitter", bucket, positions)
-        point = (place + jitter) * (stream.total / stream.cycle)
-        targets = np.searchsorted(stream.cumulative, point, side="right")
-        targets = np.minimum(targets, np.searchsorted(stream.cumulative, stream.total))  # rounding at the very end
+        targets = stratified(stream.cumulative, positions, seed, bucket)
         if self._pairing is None:
             return [(int(t),) for t in targets]
         u = uniform(seed, "prompt", bucket, positions)
@@ -139,8 +148,8 @@ class Schedule:
     bucket's share (at most 32 passes; every bucket has at least one batch).
     """
 
-    def __init__(self, totals: Sequence[float], buckets: Sequence[Bucket], seed: int):
-        shares = np.array([t / b.rows for t, b in zip(totals, buckets, strict=True)])
+    def __init__(self, totals: Sequence[float], rows: Sequence[int], seed: int):
+        shares = np.array([t / r for t, r in zip(totals, rows, strict=True)])
         for passes in range(1, 33):
             batches = np.maximum(1, np.rint(shares * passes)).astype(np.int64)
             if (np.abs(batches / (shares * passes) - 1.0) < 0.02).all():
@@ -182,7 +191,7 @@ class StepSource:
     ):
         check_hosts(buckets, host_index, host_count)
         self._examples, self._buckets, self._collate = examples, list(buckets), collate
-        self._schedule = Schedule(examples.totals, buckets, seed)
+        self._schedule = Schedule(examples.totals, [b.rows for b in buckets], seed)
         self._host = host_index, host_count
 
     @property

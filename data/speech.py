@@ -14,8 +14,8 @@ from data.buckets import Bucket, batch_rows, optimal_bounds
 from data.errors import UserError
 from data.keyed import uniform
 from data.pipeline import Batch, Example, Examples, Pairing, StepSource, fixed_batches
+from data.problems import Problems
 from data.speech_corpus import SpeechCorpus
-from data.speech_source import Problems
 from data.text import ASSET, pad_ids, script_report
 
 KEPT = "kept"

@@ -6,8 +6,9 @@ import numpy as np
 
 from data.audio import MelSpec, log_mel
 from data.errors import UserError
+from data.problems import Problems
 from data.speech_builder import SpeechStore, prepare
-from data.speech_source import CORPUS, Problems, Utterance, read_source, split_by_text
+from data.speech_source import CORPUS, Utterance, read_source, split_by_text
 from data.text import Tokenizer, UnknownSymbols, describe, make_tokenizer
 
 _CACHE_BYTES = 2**30

@@ -11,8 +11,8 @@ from data.audio import MelSpec, save_mel
 from data.errors import UserError
 from data.keyed import permute, uniform
 from data.pipeline import Batch, host_rows
+from data.problems import Problems
 from data.speech_corpus import SpeechCorpus
-from data.speech_source import Problems
 
 
 @dataclasses.dataclass(frozen=True)
