@@ -1,9 +1,9 @@
 """Compares this code with golden numbers: one row per output, exit code 1 when a row fails.
 
-    python -m launch.run_verify --family=f5_tts --golden=DIR [--json=FILE]
+    python -m launch.run_verify --family=f5_tts|sampling --golden=DIR [--json=FILE]
 
-DIR is laid out like tests/golden/f5_tts: config.json, weights, stored inputs and outputs.  What is in it and is not
-checked is named at the end.
+DIR is laid out like tests/golden/f5_tts (config.json, weights, stored inputs and outputs) or tests/golden/sampling
+(arrays and their parameters).  What is in it and is not checked is named at the end.
 """
 
 import importlib
@@ -13,12 +13,12 @@ from absl import flags
 from data.errors import UserError
 from launch.flags import run
 
-FAMILY = flags.DEFINE_string("family", None, "Family of golden numbers: f5_tts.", required=True)
+FAMILY = flags.DEFINE_string("family", None, "Family of golden numbers: f5_tts, sampling.", required=True)
 GOLDEN = flags.DEFINE_string("golden", None, "Folder of golden numbers.", required=True)
 JSON = flags.DEFINE_string("json", None, "Write the rows to this file as well.")
 QUIET = flags.DEFINE_bool("quiet", False, "Print only the rows that fail and the summary.")
 
-FAMILIES = {"f5_tts": "launch.verify.f5_tts"}
+FAMILIES = {"f5_tts": "launch.verify.f5_tts", "sampling": "launch.verify.sampling"}
 
 
 def main(argv: list[str]) -> int:

@@ -31,10 +31,10 @@ class Recorded(Mapping[str, Any]):
 
 
 class GoldenFolder:
-    """``<folder>/`` with config.json, npz, json and safetensors files.
+    """``<folder>/`` with npz, json and safetensors files, and a config.json in families that have models.
 
     Raises:
-      UserError: there is no such folder, or it has no readable config.json.
+      UserError: there is no such folder.
     """
 
     def __init__(self, path: str | Path):
@@ -42,7 +42,11 @@ class GoldenFolder:
         if not self.path.is_dir():
             raise UserError(f"{self.path}: no such folder of golden numbers")
         self._files: dict[str, Recorded | None] = {}
-        self.config: Recorded = self.json("config.json")
+
+    @property
+    def config(self) -> Recorded:
+        """config.json; a UserError where there is none that can be read."""
+        return self.json("config.json")
 
     def names(self, pattern: str) -> list[tuple[str, re.Match[str]]]:
         """Files whose whole name matches ``pattern``, with the match."""

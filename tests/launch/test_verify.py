@@ -120,10 +120,10 @@ def test_folders_that_are_none_are_user_errors(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         GoldenFolder(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"has no config\.json"):
-        GoldenFolder(tmp_path)
+        f5_network.Variants(GoldenFolder(tmp_path))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
-        GoldenFolder(tmp_path)
+        f5_network.Variants(GoldenFolder(tmp_path))
 
 
 @pytest.mark.slow
