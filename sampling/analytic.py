@@ -174,5 +174,5 @@ def log_integral(log_density: Callable[[np.ndarray], ArrayLike], box: Sequence[t
     sides = [np.linspace(low, high, n) for low, high in box]
     cell = sum(np.log(side[1] - side[0]) for side in sides)
     rest = np.stack(np.meshgrid(*sides[1:], indexing="ij"), -1).reshape(-1, len(sides) - 1)
-    slices = [np.logaddexp.reduce(np.asarray(log_density(np.insert(rest, 0, first, axis=1)))) for first in sides[0]]
-    return float(np.logaddexp.reduce(slices) + cell)
+    logs = np.stack([np.asarray(log_density(np.insert(rest, 0, first, axis=1))) for first in sides[0]])
+    return float(logs.max() + np.log(np.exp(logs - logs.max()).sum()) + cell)

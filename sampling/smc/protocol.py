@@ -76,7 +76,9 @@ class Corrector(Protocol):
 class Resampling(Protocol):
     """What becomes of the weights."""
 
-    def plan(self, path: Path, grid: np.ndarray) -> Rows: ...
+    def plan(self, grid: np.ndarray, swarms: int, particles: int) -> Rows:
+        """Rows for the n steps of ``grid`` [n + 1], whatever its times mean.  Raises ValueError for what cannot run."""
+        ...
 
     def init(self, swarms: int, particles: int, dtype: Any) -> Any:
         """The state before the first step, a pytree for a scan's carry; ``dtype`` is that of x."""
