@@ -195,8 +195,11 @@ def check_finite(mel: np.ndarray, variables: Variables) -> None:
 
 @functools.cache
 def bucket(n: int, smallest: int) -> int:
-    """The next of a few sizes: ``smallest``, then four per octave, so that at most a quarter is padding."""
+    """The next of a few sizes: ``smallest``, then eight per octave, so that at most an eighth is padding.
+
+    On a CPU every padded frame costs its share of the products; a program more is compiled once and kept on disk.
+    """
     if n <= smallest:
         return smallest
-    step = 1 << max((n - 1).bit_length() - 3, 0)
+    step = 1 << max((n - 1).bit_length() - 4, 0)
     return -(-n // step) * step

@@ -80,7 +80,7 @@ def three_steps(optimizer: str, sizes: tuple[tuple[str, int], ...], accumulate: 
         pytest.param((("fsdp", 8),), marks=pytest.mark.slow),
         pytest.param((("tensor", 8),), marks=pytest.mark.slow),
         pytest.param((("data", 1), ("sequence", 8)), marks=pytest.mark.slow),
-        (("fsdp", 2), ("tensor", 2), ("sequence", 2)),
+        pytest.param((("fsdp", 2), ("tensor", 2), ("sequence", 2)), marks=pytest.mark.slow),
     ],
     ids=lambda sizes: "-".join(f"{name}{size}" for name, size in sizes if size > 1),
 )

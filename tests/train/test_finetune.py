@@ -11,6 +11,7 @@ import pytest
 from configs import f5_tts
 from data.audio import load_mel, save_wav
 from data.errors import UserError
+from launch.conversion.speech_export import Exported, export_params
 from launch.pipelines.speech import load
 from tests.launch.speech import make_workdir
 from tests.train.speech import SPEC
@@ -87,6 +88,22 @@ def test_the_run_speaks_with_its_update_and_goes_on_without_its_base(base, clips
     assert predict(40, symbols, symbols, ("", "")) == pytest.approx(2 * predict(20, symbols, symbols, ("", "")))
     lora = {"lora.rank": 2, "lora.train": "duration/.*", "task.duration_weight": 0.1}
     quietly(config("lora", clips, **lora), adapted)  # done already: nothing but the way there
+
+
+def test_what_is_exported_is_the_base_with_its_update_merged(base, adapted, tmp_path):
+    export_params(Exported(adapted, "raw"), tmp_path / "out")
+    merged = trees.flatten(restore_variables(tmp_path / "out", params="raw")[0]["params"])
+    kept = trees.flatten(restore_variables(base, params="raw")[0]["params"])
+    own, moved = arrays_of(adapted, 3), 0
+    for path, array in kept.items():
+        factors = [own.get(f"params/lora/{path}/{side}") for side in "ab"]
+        if factors[0] is None:
+            np.testing.assert_array_equal(merged[path], array)
+            continue
+        update = 16 / 2 * np.matmul(*(np.asarray(f, np.float64) for f in factors))
+        np.testing.assert_allclose(merged[path], array + update, rtol=1e-6, atol=1e-7)
+        moved += bool(np.abs(update).max() > 0)
+    assert moved
 
 
 @pytest.mark.slow
