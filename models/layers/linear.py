@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 
-def uniform_init(fan_in: int):
+def uniform_init(fan_in: float):
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch's default for the kernels and biases of Linear and Conv."""
     bound = 1 / math.sqrt(fan_in)
 
