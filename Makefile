@@ -38,7 +38,7 @@ $(VENV)/.ready-demo: $(BIN)/python setup.py
 
 $(VENV)/.ready-dev: $(BIN)/python setup.py
 	@echo "Installing Murmuration with its test tools into $(VENV) (about two minutes)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[speech,evaluation,tensorboard,pinyin,images,export,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[speech,evaluation,tensorboard,pinyin,images,detection,export,dev]"
 	@touch $@ $(VENV)/.ready-demo
 
 clean:

@@ -19,6 +19,8 @@ EXTRAS = {
     "evaluation": ["jiwer>=4.0"],
     # The digits that configs/digits_flow.py trains on are inside the package; so are the classifiers that judge them.
     "images": ["scikit-learn>=1.5"],
+    # Decoding of images, and COCO's own judge of detections.
+    "detection": ["pillow>=10.4", "pycocotools>=2.0.8"],
     # The reference's Chinese front end: word segmentation and tone-marked pinyin with sandhi.
     "pinyin": ["rjieba>=0.1.13", "pypinyin>=0.53"],
     "export": ["flatbuffers>=24.3"],
