@@ -242,7 +242,7 @@ class Product:
     def plan(self, path: Path, times: np.ndarray) -> GuidePlan:
         plans = [guide.plan(path, times) for guide in self.guides]
         table = {kind: coefficients(path, times, kind, "noise") for kind in kinds(path)}
-        return GuidePlan({"members": [p.rows for p in plans], "noise": table}, sum(p.calls for p in plans))
+        return GuidePlan({"members": [p.rows for p in plans], "noise": table}, np.sum([p.calls for p in plans], axis=0))
 
     def __call__(self, x: jax.Array, t: jax.Array, row: Row) -> Guided:
         def noise(prediction: Prediction) -> Prediction:

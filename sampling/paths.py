@@ -177,7 +177,7 @@ class VPCosine(Path):
     data_time = 0.0
 
     def alpha(self, t: Time) -> Time:
-        return array_module(t).cos(0.5 * math.pi * t)
+        return array_module(t).sin(0.5 * math.pi * (1.0 - t))  # exactly 0 at the noise, which a cosine is not
 
     def sigma(self, t: Time) -> Time:
         return array_module(t).sin(0.5 * math.pi * t)
@@ -243,7 +243,7 @@ class TrigFlow(Path):
     data_time = 0.0
 
     def alpha(self, t: Time) -> Time:
-        return array_module(t).cos(t)
+        return array_module(t).sin(self.noise_time - t)  # exactly 0 at the noise, which a cosine is not
 
     def sigma(self, t: Time) -> Time:
         return self.sigma_data * array_module(t).sin(t)

@@ -51,9 +51,13 @@ class Solver(Protocol):
     """One way to follow a path; stateless, its memory between steps is ``history``."""
 
     target: str
-    evaluations: int
     renoises: bool
     """Whether it puts noise back from ``Guided.renoise`` (CFG++)."""
+
+    @property
+    def evaluations(self) -> int:
+        """Of the guide, at every step but a peeled one."""
+        ...
 
     def plan(self, path: Path, grid: np.ndarray) -> Plan: ...
 

@@ -1,4 +1,4 @@
-"""The sampler on an exact Gaussian flow: orders of convergence, and invariances that no network can hide."""
+"""The sampler on an exact Gaussian flow: closed forms, and invariances that no network can hide."""
 
 import jax
 import jax.numpy as jnp
@@ -10,27 +10,11 @@ from sampling.guidance import ClassifierFree, Conditional
 from sampling.noise import start_noise
 from sampling.sample import sample
 from sampling.solvers import Euler, Midpoint, solver
-from tests.sampling.gaussian import STD, denoiser, exact_state, mixture_denoiser
+from tests.sampling.gaussian import STD, denoiser, exact_state
 
 
 def noise(ids, shape=(6, 2), seed=0):
     return start_noise(jax.random.key(seed), jnp.asarray(ids), shape)
-
-
-@pytest.mark.parametrize("method, order", [(Euler(), 1.0), (Midpoint(), 2.0)])
-def test_order_of_convergence(method, order):
-    # On a mixture: over a Gaussian the midpoint rule happens to be of third order.
-    with jax.enable_x64(True):
-        x = jax.random.normal(jax.random.key(0), (64,), jnp.float64)
-        guide = Conditional(mixture_denoiser, jnp.zeros(64))
-
-        def end(steps, method):
-            return jax.jit(lambda x: sample(guide, x, flow_grid(steps, pruned=False), solver=method).x)(x)
-
-        truth = end(4096, Midpoint())
-        errors = [float(jnp.abs(end(steps, method) - truth).max()) for steps in (40, 80, 160, 320)]
-    orders = np.log2(np.array(errors[:-1]) / errors[1:])
-    assert np.abs(orders[-2:] - order).max() < 0.15, (errors, orders)
 
 
 @pytest.mark.parametrize("method, tolerance", [(Euler(), 2e-2), (Midpoint(), 1e-5)])
@@ -144,8 +128,3 @@ def test_data_spread_is_reproduced():
     x = start_noise(jax.random.key(1), jnp.arange(4096), ())
     end = sample(Conditional(denoiser(), jnp.zeros(4096)), x, flow_grid(32), solver=Midpoint()).x
     assert float(end.std()) == pytest.approx(STD, rel=0.05)
-
-
-def test_unknown_solver_is_named():
-    with pytest.raises(ValueError, match="unknown solver 'rk45'; expected one of euler, midpoint"):
-        solver("rk45")
