@@ -32,7 +32,7 @@ def moments(variance: float, beta: float, zeta: float, path: Path, grid: np.ndar
     step = ReverseSDE(zeta).plan(path, grid).rows
     weigh = FeynmanKac("left").plan(path, grid, (1, 1))
     a = step["keep"] - step["push"] * beta / v[:-1]
-    c2 = step.get("spread", np.zeros_like(a)) ** 2
+    c2 = step["spread"] ** 2 if zeta else np.zeros_like(a)
     quadratic = weigh["half"] * beta * (beta - 1.0) / v[:-1] ** 2
     constant = (beta - 1.0) * weigh["divergence"]
 

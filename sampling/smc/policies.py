@@ -85,14 +85,11 @@ class Accumulate:
         self, state: Swarms, dlogw: jax.Array, ess: jax.Array, due: jax.Array, parents: jax.Array | None
     ) -> Stepped:
         """``parents`` [swarms, n] of all resampled together, numbered as in ``_everyone``; None: nobody moves."""
-        mine = None if parents is None else self.group.own(parents)
-        history = None
-        if self.record:
-            kept = self.group.own(self._everyone(*state.logw.shape)) if mine is None else mine
-            history = History(dlogw, state.logw, kept)
+        mine = self.group.own(self._everyone(*state.logw.shape) if parents is None else parents)
+        history = History(dlogw, state.logw, mine) if self.record else None
 
         def move(tree: Any) -> Any:
-            if mine is None:
+            if parents is None:
                 return tree
             return jax.lax.cond(due.any(), lambda t: self.group.take(t, mine), lambda t: t, tree)
 

@@ -8,6 +8,7 @@ result = jax.jit(shard(run, mesh, "data", Exact))(x, ids)              # [swarms
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -48,9 +49,11 @@ def shard(
                 f"{x.shape[1]} particles cannot be shared equally by the {size} devices of mesh axis {axis!r}; "
                 f"use a multiple of {size}"
             )
-        column, later = P(None, axis), P(None, None, axis)  # [swarms, particles, ...] and [n, swarms, particles, ...]
-        weights = Weights(logw=column, log_z=P(), ess=P(), resampled=P(), alive=P(), history=later)
-        specs = Sample(x=column, states=later, ledger=P(), weights=weights)
+        column: Any = P(None, axis)  # [swarms, particles, ...]
+        later: Any = P(None, None, axis)  # [n, swarms, particles, ...]
+        same: Any = P()
+        weights = Weights(logw=column, log_z=same, ess=same, resampled=same, alive=same, history=later)
+        specs = Sample(x=column, states=later, ledger=same, weights=weights)
         mapped = jax.shard_map(local, mesh=mesh, in_specs=(column, column), out_specs=specs, check_vma=False)
         done = mapped(x, ids)
         states = None if done.states is None else done.states.reshape(len(done.states), -1, *x.shape[2:])
