@@ -92,8 +92,8 @@ class Collate:
         return batch
 
 
-class Scenes:
-    """``scenes[step]`` -> this host's rows of the global batch of that step.
+class Augmented:
+    """``augmented[step]`` -> this host's rows of the global batch of that step.
 
     Args:
       images: all that may be drawn.
@@ -255,7 +255,7 @@ class DetectionData:
         groups = smallest(np.array([fit(*size, max(short), longest) for size in sizes]), canvases)
         threads = (os.cpu_count() or 1) if workers < 0 else workers
         collate = Collate(found.images, pixels, columns, threads)
-        self.train = Scenes(found.images, weights, groups, canvases, batch, augmentation, collate, seed, *place)
+        self.train = Augmented(found.images, weights, groups, canvases, batch, augmentation, collate, seed, *place)
 
         self.held_out: CocoSet | None = None
         self.evaluation: Sequence[Batch] = []
