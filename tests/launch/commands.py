@@ -13,7 +13,8 @@ from absl.flags import FLAGS
 def command(name: str, *arguments: str) -> Iterator[ModuleType]:
     """``launch.<name>``, freshly imported, with ``arguments`` parsed; other commands' flags come back afterwards."""
     module = f"launch.{name}"
-    others = {n: FLAGS[n] for n in FLAGS if not (FLAGS.find_module_defining_flag(n) or "").startswith("absl")}
+    libraries = ("absl", "array_record", "grain")  # these read their own flags whenever they like
+    others = {n: FLAGS[n] for n in FLAGS if not (FLAGS.find_module_defining_flag(n) or "").startswith(libraries)}
     for flag in others:
         delattr(FLAGS, flag)
     sys.modules.pop(module, None)
