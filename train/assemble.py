@@ -95,6 +95,7 @@ class Parts:
       origin: shapes of the variables that this run can begin from, with shardings.
       optional: path regex of parameters in ``origin`` that may be missing there; they start fresh.
       check_assets: called with the assets that ``origin`` was trained with; raises ``UserError`` where they do not fit.
+      teacher: run folder of the teacher, "" = none; its variables have the shapes of ``origin``.
       create: ``create(None)`` is a fresh state, ``create(variables)`` one around variables like ``origin``; both are
         sharded.
       summary: for people.
@@ -108,6 +109,7 @@ class Parts:
     origin: Variables
     optional: str
     check_assets: Callable[[Path], None]
+    teacher: str
     shardings: TrainState
     create: Callable[[Variables | None], TrainState]
     summary: str
@@ -179,7 +181,10 @@ def assemble(cfg: RunConfig, mesh: Mesh, shapes: Sequence[Shapes], assets: str) 
         count = sum(leaf.size for leaf in jax.tree.leaves(variables["stats"]["base"]))
         summary = f"LoRA of rank {lora.rank} on {short(count)} frozen parameters: {summary}"
     optional, check = getattr(whole, "optional", ""), getattr(whole, "check_assets", lambda folder: None)
-    return Parts(task, optimizer, averages, average, abstract, origin, optional, check, shardings, create, summary)
+    teacher = getattr(whole, "teacher", "")
+    return Parts(
+        task, optimizer, averages, average, abstract, origin, optional, check, teacher, shardings, create, summary
+    )
 
 
 def compile_step(
@@ -203,7 +208,7 @@ def compile_step(
     )
     compiled = CompiledStep(step, mesh, parts.shardings, donate=True, on_compile=on_compile)
     for batch in sorted(structs(shapes), key=lambda s: -sum(a.size for a in s.values())):
-        compiled.compile(parts.abstract, batch)
+        compiled.compile(parts.abstract, batch, *([parts.origin] if parts.teacher else []))
     return compiled
 
 

@@ -1,4 +1,4 @@
-"""Pictures for people: spectrograms above each other.  Needs matplotlib, imported only when one is drawn."""
+"""Pictures for people: spectrograms above each other, tables of images.  Needs matplotlib, imported only to draw."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,3 +35,25 @@ def spectrograms(path: str | Path, mels: Mapping[str, np.ndarray], spec: MelSpec
     axes[-1, 0].set_xlabel("seconds")
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
+
+
+def image_table(path: str | Path, images: np.ndarray, columns: int, scale: int = 4) -> None:
+    """Writes a PNG of images [n, h, w, 1 or 3] in [-1, 1] (ink is 1, drawn white), row by row.
+
+    Args:
+      columns: images in a row.
+      scale: pixels of the PNG per pixel.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    sheet = np.full((rows * columns, height + 1, width + 1, channels), -0.5, np.float32)  # a line between neighbours
+    sheet[:count, 1:, 1:] = np.clip(images, -1.0, 1.0)
+    sheet = sheet.reshape(rows, columns, height + 1, width + 1, channels).swapaxes(1, 2)
+    sheet = sheet.reshape(rows * (height + 1), columns * (width + 1), channels)
+    pixels = np.repeat(np.repeat(0.5 * (sheet + 1.0), scale, 0), scale, 1)
+    pyplot.imsave(path, np.broadcast_to(pixels, (*pixels.shape[:2], 3)))

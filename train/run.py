@@ -30,6 +30,7 @@ from train.profiling import Profiler
 from train.progress import Progress
 from train.state import TrainState
 from train.step import make_eval_step
+from train.task import Variables
 from train.workdir import ASSETS, CHECKPOINTS, check_config, claim, differences, resolve, write_assets, write_config
 from train.writers import JsonlWriter, TensorBoardWriter, Writers
 
@@ -83,6 +84,7 @@ def train(
         console.note(parts.summary)
         run = _Run(cfg, workdir, console, mesh, data, parts)
         state, meta = _begin(run, store, init_from)
+        teacher = _teacher(run)
         train_step = compile_step(cfg, mesh, parts, data.shapes, lambda report: console.note(str(report)))
         write_config(workdir, values)
 
@@ -111,7 +113,7 @@ def train(
                 state,
                 start=start,
                 steps=cfg.steps,
-                train_step=train_step,
+                train_step=lambda state, batch: train_step(state, batch, *teacher),
                 feed=feed,
                 hooks=[evaluation, _sample(run, writers), save, profiler],
                 save=save,
@@ -165,6 +167,15 @@ def _begin(run: _Run, store: CheckpointStore, init_from: str | Path | None) -> t
     variables, meta = restore_variables(init_from, parts.origin, optional=parts.optional)
     note(f"parameters from {init_from}, step {meta['step']}, {meta.get('evaluate_with', 'raw')}")
     return parts.create(variables), {}
+
+
+def _teacher(run: _Run) -> list[Variables]:
+    """The frozen variables that the loss learns from: one, or none."""
+    if not run.parts.teacher:
+        return []
+    variables, meta = restore_variables(run.parts.teacher, run.parts.origin)
+    run.console.note(f"teacher {run.parts.teacher}, step {meta['step']}, {meta.get('evaluate_with', 'raw')}")
+    return [variables]
 
 
 def _batches(data: Data) -> list[Any]:

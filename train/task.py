@@ -54,8 +54,9 @@ class StepContext:
 class Task(Protocol):
     """One trainable problem.  All array methods are pure and jit-able.
 
-    A task may also have ``optional`` (path regex of parameters that a checkpoint it begins from may lack) and
-    ``check_assets(folder)`` (raises ``UserError`` where a checkpoint with those assets speaks of other things).
+    A task may also have ``optional`` (path regex of parameters that a checkpoint it begins from may lack),
+    ``check_assets(folder)`` (raises ``UserError`` where a checkpoint with those assets speaks of other things) and
+    ``teacher`` (run folder of a network like its own, whose frozen variables its loss finds in ``ctx.teacher``).
     """
 
     unit: str

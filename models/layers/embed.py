@@ -31,12 +31,17 @@ def position_sinusoid(frames: int, dim: int, most: int | None = None) -> jax.Arr
 
 
 class TimeEmbedding(nnx.Module):
-    """Sinusoid of the time, then a two-layer perceptron: [b] -> [b, dim]."""
+    """Sinusoid of the time, then a two-layer perceptron: [b] -> [b, dim].
 
-    def __init__(self, dim: int, *, width: int = 256, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+    ``scale`` sets the highest frequency, 1000 as everywhere; where the derivative by the time is trained on, less.
+    """
+
+    def __init__(
+        self, dim: int, *, width: int = 256, scale: float = 1000.0, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ):
         self.up = linear(width, dim, rngs=rngs, dtype=dtype)
         self.down = linear(dim, dim, rngs=rngs, dtype=dtype)
-        self.width = width
+        self.width, self.scale = width, scale
 
     def __call__(self, time: jax.Array) -> jax.Array:
-        return self.down(jax.nn.silu(self.up(time_sinusoid(time, self.width))))
+        return self.down(jax.nn.silu(self.up(time_sinusoid(time, self.width, self.scale))))
