@@ -1,4 +1,4 @@
-"""Test beds with a closed form, Gaussian data N(m, s²) and a mixture, seen through every kind of prediction."""
+"""A test bed with a closed form, Gaussian data N(m, s²), seen through every kind of prediction."""
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +28,3 @@ def denoiser(kind: str = "velocity"):
         return convert(Prediction(data, "data"), x, t, FlowPath(), kind)
 
     return denoise
-
-
-def mixture_denoiser(x: jax.Array, t: jax.Array, condition: jax.Array) -> Prediction:
-    """The exact network of ½N(−1, 0.3²) + ½N(1.2, 0.5²), for which no solver is exact by luck."""
-    means, stds = jnp.array([-1.0, 1.2], x.dtype), jnp.array([0.3, 0.5], x.dtype)
-    variance = (t * stds) ** 2 + (1.0 - t) ** 2
-    away = x[..., None] - t * means
-    share = jax.nn.softmax(-0.5 * away**2 / variance - 0.5 * jnp.log(variance), axis=-1)
-    slope = means + (t * stds**2 - (1.0 - t)) * away / variance  # E[data − noise | x_t, component]
-    return Prediction((share * slope).sum(-1), "velocity")
