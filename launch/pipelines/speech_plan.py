@@ -73,7 +73,7 @@ class Options:
       cfg_strength: the release's number, guidance weight − 1; 0 = no guidance, at half the cost.
       sway: coefficient of sway sampling, None = none.
       pruned: the release's EPSS grids, where there is one for ``steps``.
-      method: "euler" or "midpoint".
+      method: "euler", "midpoint" or another deterministic solver of ``sampling.solvers``.
       behaviour: "corrected" or "release", see this module.
       prepare: cut long pauses and silent edges of the reference, and give its text an end.
       cross_fade: seconds that neighbouring chunks overlap, by default no more than is silent there.

@@ -16,6 +16,7 @@ from launch.pipelines.vocoders import Vocoder
 from sampling.grids import flow_grid
 from sampling.infill import infill
 from sampling.noise import sample_keys, start_noise
+from sampling.paths import FlowPath
 from sampling.solvers import solver
 from train import trees
 from train.task import Variables
@@ -159,7 +160,9 @@ class Voicer:
 
 def network_calls(options: Options) -> int:
     """Network calls per row under ``options``; guidance counts both of its halves."""
-    return options.steps * solver(options.method).evaluations * (2 if options.cfg_strength >= 1e-5 else 1)
+    times, method, guided = settings(options)
+    evaluated = np.isfinite(solver(method).plan(FlowPath(), np.array(times)).times)
+    return int(evaluated.sum()) * (2 if guided else 1)
 
 
 def settings(options: Options) -> Settings:
@@ -170,9 +173,11 @@ def settings(options: Options) -> Settings:
     """
     try:
         grid = flow_grid(options.steps, sway_coefficient=options.sway, pruned=options.pruned)
-        solver(options.method)
+        plan = solver(options.method).plan(FlowPath(), grid)
     except ValueError as error:
         raise UserError(str(error)) from error
+    if "spread" in plan.rows:
+        raise UserError(f"method={options.method} draws noise at its steps; speech is sampled without, as by euler")
     return tuple(grid.tolist()), options.method, options.cfg_strength >= 1e-5
 
 

@@ -135,6 +135,8 @@ def test_vocoder_makes_a_wave_of_that_mel(voice, clip):
         ({"steps": 0}, "at least one step"),
         ({"sway": 3.0}, "sway coefficient 3"),
         ({"method": "rk45"}, "unknown solver 'rk45'"),
+        ({"method": "ancestral"}, "draws noise at its steps"),
+        ({"method": "edm_heun"}, "defined on VE"),
         ({"cfg_strength": -1.0}, "cfg_strength is -1"),
         ({"duration": 100.0}, "more than 90"),
         ({"seed": -1}, "seed is -1"),
