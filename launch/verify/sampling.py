@@ -4,7 +4,14 @@ Rows in float64 run whole trajectories from the stored start and noise; rows in 
 state before it.
 """
 
-from launch.verify import sampling_densities, sampling_grids, sampling_search, sampling_smc, sampling_solvers
+from launch.verify import (
+    sampling_densities,
+    sampling_few_step,
+    sampling_grids,
+    sampling_search,
+    sampling_smc,
+    sampling_solvers,
+)
 from launch.verify.golden import GoldenFolder
 from launch.verify.report import Report
 
@@ -14,6 +21,7 @@ def verify(folder: GoldenFolder, report: Report) -> None:
     sampling_densities.check(folder, report)
     sampling_grids.check(folder, report)
     sampling_solvers.check(folder, report)
+    sampling_few_step.check(folder, report)
     sampling_smc.check(folder, report)
     sampling_search.check(folder, report)
     report.unchecked += folder.unchecked()
