@@ -135,7 +135,7 @@ def test_a_product_follows_the_sum_of_scores(kinds):
     score = convert(guided.mix, x, t, PATH, "score").value
     np.testing.assert_allclose(score, 1.5 * A.score(x, t, PATH) + 0.5 * B.score(x, t, PATH), atol=1e-5)
     assert plan.calls.tolist() == [[2]] and len(guided.components) == 2
-    np.testing.assert_allclose([float(e) for e in guided.exponents], [1.5, 0.5])
+    np.testing.assert_allclose([float(e) for e in guided.exponents or ()], [1.5, 0.5])
 
 
 def test_annealing_is_a_product_of_one_and_guided_members_hand_on_their_components():
