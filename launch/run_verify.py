@@ -13,12 +13,18 @@ from absl import flags
 from data.errors import UserError
 from launch.flags import run
 
-FAMILY = flags.DEFINE_string("family", None, "Family of golden numbers: f5_tts, sampling.", required=True)
+FAMILY = flags.DEFINE_string(
+    "family", None, "Family of golden numbers: f5_tts, consistency_det, sampling.", required=True
+)
 GOLDEN = flags.DEFINE_string("golden", None, "Folder of golden numbers.", required=True)
 JSON = flags.DEFINE_string("json", None, "Write the rows to this file as well.")
 QUIET = flags.DEFINE_bool("quiet", False, "Print only the rows that fail and the summary.")
 
-FAMILIES = {"f5_tts": "launch.verify.f5_tts", "sampling": "launch.verify.sampling"}
+FAMILIES = {
+    "f5_tts": "launch.verify.f5_tts",
+    "consistency_det": "launch.verify.consistency_det",
+    "sampling": "launch.verify.sampling_family",
+}
 
 
 def main(argv: list[str]) -> int:

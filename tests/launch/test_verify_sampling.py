@@ -94,7 +94,7 @@ def test_wrong_numbers_fail_their_rows_only(tmp_path):
 
 @pytest.mark.slow
 def test_the_whole_folder_passes():
-    from launch.verify.sampling import verify
+    from launch.verify.sampling_family import verify
 
     report = Report(quiet=True)
     verify(GoldenFolder(GOLDEN), report)
