@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from launch.pipelines.speech_sampler import bucket
+from tests.benchmarks import environments
 from tests.benchmarks import f5_cases as cases
 
 NEEDS = ("numpy", "safetensors", "torchdiffeq", "x-transformers", "tqdm", "pypinyin", "rjieba", "librosa", "torchaudio")
@@ -36,25 +37,11 @@ LEAST = 64  # frames of the smallest program, as in the pipeline
 
 def environment(folder: Path) -> Path:
     """The interpreter of the release's environment, made if it is not there; this one if that fails."""
-    python = folder / "bin" / "python"
-    if python.exists():
-        return python
-    print(f"making {folder}: f5-tts and what its inference needs", flush=True)
     try:
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        install = [python, "-m", "pip", "install", "-q"]
-        subprocess.run([*install, "--no-deps", "f5-tts"], check=True)
-        torch = [line for line in _freeze() if line.startswith("torch==")]  # the same kernels on both sides
-        subprocess.run([*install, *NEEDS, *torch], check=True)
-        return python
+        return environments.environment(folder, NEEDS, alone=("f5-tts",))
     except (subprocess.CalledProcessError, OSError) as error:
         print(f"the release's environment could not be made ({error}): torch_dit in its place", flush=True)
         return Path(sys.executable)
-
-
-def _freeze() -> list[str]:
-    done = subprocess.run([sys.executable, "-m", "pip", "freeze"], stdout=subprocess.PIPE, text=True, check=False)
-    return [line.split("+")[0] for line in done.stdout.splitlines()]
 
 
 def child_jax(args: argparse.Namespace) -> dict[str, Any]:
