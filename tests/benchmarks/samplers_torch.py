@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """The other side of tests/benchmarks/samplers.py: diffusers' and k-diffusion's own loops, in their environment."""
 
 import argparse
@@ -36,7 +37,7 @@ def k_sampling() -> Any:
 
 def trajectories(net: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], saved: Any, steps: int) -> dict[str, Run]:
     """Every method as its users write it; ``net`` takes x and time [b, 1]."""
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler  # pyright: ignore[reportMissingImports]
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
     discrete = {"num_train_timesteps": cases.TRAINED, "trained_betas": saved["betas"], "timestep_spacing": "trailing"}
     flow = FlowMatchEulerDiscreteScheduler(num_train_timesteps=cases.TRAINED)
