@@ -12,6 +12,10 @@ similarity, log-mel and multi-resolution STFT distance, RTF after a warm-up; see
 
 Vocoders (a folder of configs/vocos.py): beside Griffin-Lim on held-out recordings, error rate, spectral distances and
 samples per CPU second.
+
+Detectors: COCO's twelve numbers on the run's held-out set, or on any other COCO folder of its categories (--coco_json,
+--images), and the latency of one image; with --table=steps at 1, 2, 4 and 8 steps, detections of all steps merged or
+those of the last one alone.  Writes <out>/eval.json (per category too), <out>/detections.json and some pictures.
 """
 
 import dataclasses
@@ -33,12 +37,19 @@ BEHAVIOUR = flags.DEFINE_string("behaviour", "corrected", "For --pairs: correcte
 DATA = flags.DEFINE_string("data", None, "Corpus to take held-out sentences from, instead of the run's own.")
 TABLE = flags.DEFINE_list("table", [], "Axes to vary: steps, grid, cfg.")
 WORDS = flags.DEFINE_integer("words", 150, "Judge at least this many words, if there are that many.")
-STEPS = flags.DEFINE_integer("steps", 16, "Steps of the solver, where the table does not vary them.")
+STEPS = flags.DEFINE_integer(
+    "steps", None, "Steps of the solver, where the table does not vary them; by default 16, of detectors 1."
+)
 CFG_STRENGTH = flags.DEFINE_float("cfg_strength", 2.0, "Guidance, where the table does not vary it.")
 SWAY = flags.DEFINE_float("sway", -1.0, "Sway coefficient, where the table does not vary the grid.")
 PARAMS = flags.DEFINE_string("params", "ema", "Which parameters: ema, raw or ema/<decay>.")
 OUT = flags.DEFINE_string("out", None, "Folder for the results; <workdir>/eval by default.")
 WAVS = flags.DEFINE_integer("wavs", 4, "How many of the judged utterances to keep as wav.")
+COCO_JSON = flags.DEFINE_string("coco_json", "", "For detectors: a COCO-format json to judge by.")
+IMAGES = flags.DEFINE_string("images", "", "For detectors: folder of the images of --coco_json; by default its own.")
+PROPOSALS = flags.DEFINE_integer("proposals", 300, "For detectors: boxes denoised in each image.", lower_bound=1)
+NOISE_SEEDS = flags.DEFINE_integer("noise_seeds", 1, "For detectors: numbers are means over so many.", lower_bound=1)
+PICTURES = flags.DEFINE_integer("pictures", 4, "For detectors: how many images to draw.")
 
 VOCODER_TASK = "train.tasks.vocoder:VocoderTask"
 
@@ -46,20 +57,23 @@ VOCODER_TASK = "train.tasks.vocoder:VocoderTask"
 def main(argv: list[str]) -> None:
     """Evaluates, prints a line per setting, writes the report."""
     del argv
+    from data import detection_spec
     from data.audio import save_wav
     from launch.evaluation import speech
     from launch.evaluation.pairs import hardware
     from launch.pipelines.speech import load
     from launch.recogniser import Recogniser, split_words
     from train.compile import enable_compile_cache
-    from train.workdir import read_config
+    from train.workdir import ASSETS, read_config
 
     if PAIRS.value:
         return judge_pairs()
     if not WORKDIR.value:
         raise UserError("give --workdir, the run to judge")
-    cells = speech.settings(TABLE.value)
     enable_compile_cache()
+    if (Path(WORKDIR.value) / ASSETS / detection_spec.ASSET).is_file():
+        return judge_detector(WORKDIR.value)
+    cells = speech.settings(TABLE.value)
     if read_config(WORKDIR.value).get("task", {}).get("type") == VOCODER_TASK:
         from launch.evaluation import vocoders
 
@@ -75,7 +89,7 @@ def main(argv: list[str]) -> None:
     for name, rate in known.items():
         print(f"{name:<36} WER {rate}", flush=True)
 
-    defaults = {"steps": STEPS.value, "cfg_strength": CFG_STRENGTH.value, "sway": SWAY.value}
+    defaults = {"steps": speech_steps(), "cfg_strength": CFG_STRENGTH.value, "sway": SWAY.value}
     rows = []
     for names, options in cells:
         result = speech.evaluate(voice, judge, cases, dataclasses.replace(speech.PLAIN, **(defaults | options)))
@@ -116,7 +130,7 @@ def judge_pairs() -> None:
     if TABLE.value:
         raise UserError("--table and --pairs do not go together")
     where = str(PAIRS.value)
-    options = Options(steps=STEPS.value, cfg_strength=CFG_STRENGTH.value, sway=SWAY.value, behaviour=BEHAVIOUR.value)
+    options = Options(steps=speech_steps(), cfg_strength=CFG_STRENGTH.value, sway=SWAY.value, behaviour=BEHAVIOUR.value)
     transcribe = plugin(RECOGNISER.value, "recogniser") if RECOGNISER.value else None
     embed = plugin(EMBEDDING.value, "embedding") if EMBEDDING.value else pairs.mel_statistics
     enable_compile_cache()
@@ -127,6 +141,28 @@ def judge_pairs() -> None:
     except OSError as error:
         raise UserError(f"{error.filename or out} cannot be written: {error.strerror or error}") from error
     print(f"{out}/pairs.json")
+
+
+def judge_detector(workdir: str) -> None:
+    """Prints and writes what ``launch.evaluation.detection`` finds."""
+    from launch.evaluation import detection
+    from launch.evaluation.pairs import hardware
+    from launch.pipelines.detect import load
+    from train.workdir import read_config
+
+    settings = detection.cells(TABLE.value, 1 if STEPS.value is None else STEPS.value, PROPOSALS.value)
+    detector = load(workdir, params=PARAMS.value)
+    truth = detection.held_out(read_config(workdir), COCO_JSON.value, IMAGES.value)
+    out = Path(OUT.value or Path(workdir) / "eval")
+    try:
+        detection.run(detector, truth, settings, NOISE_SEEDS.value, out, PICTURES.value)
+    except OSError as error:
+        raise UserError(f"{error.filename or out} cannot be written: {error.strerror or error}") from error
+    print(hardware())
+
+
+def speech_steps() -> int:
+    return 16 if STEPS.value is None else STEPS.value
 
 
 if __name__ == "__main__":

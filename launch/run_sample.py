@@ -1,4 +1,4 @@
-"""Says a text in the voice of a reference clip.
+"""Says a text in the voice of a reference clip, or finds what is in images.
 
     python -m launch.run_sample --workdir=runs/demo --text="four one seven" \\
         --ref_audio=ref.wav --ref_text="three nine two" --out=out.wav
@@ -12,6 +12,10 @@ The folder is a run's or a converted checkpoint's.  The wav appears complete or 
     --edit=0.8:1.3,2:2:0.5   new sound in these spans (start:end[:seconds]) of --ref_audio; --text is all of the result
     --no_reference        a voice that the model makes up
     --nbest=4             the best of four candidates per chunk, by how many words a recogniser hears
+
+A detector's folder takes images, and writes boxes with classes and scores as JSON and, drawn into the image, as PNG:
+
+    python -m launch.run_sample --workdir=runs/scenes --image=street.jpg --steps=4 --out=street.json
 """
 
 import dataclasses
@@ -41,9 +45,9 @@ NO_REFERENCE = flags.DEFINE_bool("no_reference", False, "Speak without a referen
 BATCH = flags.DEFINE_string("batch", None, "JSON lines with many requests.")
 EDIT = flags.DEFINE_string("edit", None, "Spans of --ref_audio to say anew, start:end[:seconds] in seconds.")
 STREAM = flags.DEFINE_bool("stream", False, "Chunk by chunk, a short one first.")
-OUT = flags.DEFINE_string("out", "out.wav", "The wav file to write; a folder with --batch; - with --stream.")
-PICTURE = flags.DEFINE_string("picture", None, "Also draw the spectrogram into this PNG.")
-STEPS = flags.DEFINE_integer("steps", 16, "Steps of the solver.")
+OUT = flags.DEFINE_string("out", "out.wav", "The wav or json to write; a folder with --batch; - with --stream.")
+PICTURE = flags.DEFINE_string("picture", None, "Also draw the spectrogram into this PNG; of detections, see --image.")
+STEPS = flags.DEFINE_integer("steps", None, "Steps of the solver; by default 16, of detectors 1.")
 CFG_STRENGTH = flags.DEFINE_float("cfg_strength", 2.0, "Guidance; 0 = none, at half the cost.")
 SWAY = flags.DEFINE_float("sway", -1.0, "Sway sampling coefficient; 0 = none.")
 PRUNED = flags.DEFINE_bool("pruned", True, "Use the EPSS time grids where there is one for --steps.")
@@ -60,13 +64,19 @@ DURATION = flags.DEFINE_float("duration", None, "Seconds of the new speech, inst
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
 PARAMS = flags.DEFINE_string("params", "ema", "Which parameters: ema, raw or ema/<decay>.")
 VOCODER = flags.DEFINE_string("vocoder", None, "Folder of a converted or trained vocoder; Griffin-Lim by default.")
+IMAGE = flags.DEFINE_list("image", [], "Images to find things in; drawn into --picture, by default beside --out.")
+PROPOSALS = flags.DEFINE_integer("proposals", 300, "Boxes denoised in each image.", lower_bound=1)
+MERGE = flags.DEFINE_bool("merge", True, "Detections of all steps, and not of the last one alone.")
+MIN_SCORE = flags.DEFINE_float("min_score", 0.3, "Detections below it are left out.")
 
 REQUEST_KEYS = {"text", "ref_audio", "ref_text", "out", "duration", "speed", "seed"}
 
 
 def main(argv: list[str]) -> None:
-    """Speaks."""
+    """Speaks, or detects."""
     del argv
+    if IMAGE.value:
+        return detect()
     mode = _mode()
     from launch.pipelines.speech import Options, load
     from train.compile import enable_compile_cache
@@ -74,7 +84,7 @@ def main(argv: list[str]) -> None:
     if not -(2**31) <= SEED.value < 2**32:
         raise UserError(f"--seed={SEED.value}: expected a 32-bit number")
     options = Options(
-        steps=STEPS.value,
+        steps=16 if STEPS.value is None else STEPS.value,
         cfg_strength=CFG_STRENGTH.value,
         sway=SWAY.value,
         pruned=PRUNED.value,
@@ -109,6 +119,46 @@ def _mode() -> "Callable[[SpeechPipeline, Options], None]":
     if Path(OUT.value).suffix.lower() != ".wav" and not (STREAM.value and OUT.value == "-"):
         raise UserError(f"--out={OUT.value}: expected a name that ends in .wav")
     return edit if EDIT.value else stream if STREAM.value else single
+
+
+def detect() -> None:
+    """Boxes in every --image: one JSON, and a picture for each."""
+    from data.pixels import encode_png
+    from launch.pipelines.detect import Options, load, load_image, picture
+    from train.compile import enable_compile_cache
+
+    out = Path(OUT.value if OUT.present else "out.json")
+    if out.suffix.lower() != ".json":
+        raise UserError(f"--out={out}: expected a name that ends in .json")
+    if PICTURE.value and len(IMAGE.value) > 1:
+        raise UserError("--picture is for one --image; the pictures of several are written beside --out")
+    options = Options(
+        1 if STEPS.value is None else STEPS.value, PROPOSALS.value, MERGE.value, MIN_SCORE.value, SEED.value
+    )
+    images = [load_image(file) for file in IMAGE.value]
+    enable_compile_cache()
+    detector = load(WORKDIR.value, params=PARAMS.value)
+    start = time.perf_counter()
+    found = detector(images, options)
+    taken = time.perf_counter() - start
+    pictures = [out.with_name(f"{out.stem}.{i}.png") for i in range(len(images))]
+    if len(images) == 1:
+        pictures = [Path(PICTURE.value or out.with_suffix(".png"))]
+    rows = []
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for file, pixels, one, drawn in zip(IMAGE.value, images, found, pictures, strict=True):
+            results = one.results(detector.spec.categories.ids)
+            named = [{"name": name} | row for name, row in zip(one.names, results, strict=True)]
+            rows.append({"image": file, "height": len(pixels), "width": len(pixels[0]), "detections": named})
+            drawn.write_bytes(encode_png(picture(pixels, one)))
+            best = ", ".join(f"{name} {score:.2f}" for name, score in list(zip(one.names, one.scores, strict=True))[:8])
+            print(f"{file}: {len(one.names)} found{f': {best}' if best else ''}; {drawn}")
+        out.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{error.filename or out} cannot be written: {error.strerror or error}") from error
+    compiled = f"{len(detector.programs)} programs compiled in {detector.compile_seconds:.1f} s"
+    print(f"{out}: {len(images)} images in {taken:.1f} s, {compiled}")
 
 
 def single(voice: "SpeechPipeline", options: "Options") -> None:
