@@ -261,13 +261,16 @@ class DPMpp2M(OneStep):
 
     def plan(self, path: Path, grid: np.ndarray) -> Plan:
         alpha, sigma, alpha_to, sigma_to = _ends(path, grid)
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):
             h = 0.5 * np.diff(path.log_snr(grid))  # of λ; +inf from α = 0 and to σ = 0
+            past = np.where(np.isfinite(h[1:]), 0.5 * h[1:] / h[:-1], 0.0)
         damped = np.exp(-self.eta * h) if self.eta else np.ones_like(h)
         ratio = alpha * sigma_to / (sigma * alpha_to)  # exp(−h)
-        past = np.zeros_like(h)
-        past[1:] = np.where(np.isfinite(h[1:]), 0.5 * h[1:] / h[:-1], 0.0)
-        rows = {"keep": sigma_to / sigma * damped, "gain": alpha_to * (1.0 - ratio * damped), "past": past}
+        rows = {
+            "keep": sigma_to / sigma * damped,
+            "gain": alpha_to * (1.0 - ratio * damped),
+            "past": np.append(0.0, past),
+        }
         return Plan(grid[:-1, None], rows | ({"spread": sigma_to * np.sqrt(1.0 - damped**2)} if self.eta else {}))
 
     def init(self, x: jax.Array) -> jax.Array:
