@@ -88,7 +88,7 @@ class Found:
     """Result of a search.
 
     Attributes:
-      x: the best sample of every prompt [b, ...]; NaN where no candidate could be judged.
+      x: the best sample of every prompt [b, ...]; NaN, not a sample, where no candidate could be judged.
       score: its score [b], or [b, members] of an ensemble.
       valid: [b] bool, whether any candidate of the prompt could be judged.
       start: the noise that leads to it [b, ...]; None where a sample has no single one.
@@ -107,7 +107,8 @@ class Found:
 def found(x: jax.Array, scores: jax.Array, start: jax.Array | None, rounds: tuple[Round, ...], ledger: Ledger) -> Found:
     """A result from its best sample and that sample's scores [b, members]."""
     valid = ~jnp.isnan(scores).any(axis=-1)
-    x = jnp.where(valid.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.nan)
+    if jnp.issubdtype(x.dtype, jnp.inexact):  # tokens have no NaN; there ``valid`` alone says it
+        x = jnp.where(valid.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.nan)
     return Found(x, plain(scores), valid, start, rounds, ledger)
 
 
