@@ -73,11 +73,11 @@ class Report:
 class Misfit(ValueError):
     """A checkpoint does not fit the model; ``report`` says how."""
 
-    def __init__(self, report: Report):
+    def __init__(self, report: Report, check: str = "depth, widths and vocabulary"):
         self.report = report
         problems = report.problems
         shown = "; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
-        super().__init__(f"the checkpoint does not fit the model: {shown}. Check depth, widths and vocabulary")
+        super().__init__(f"the checkpoint does not fit the model: {shown}. Check {check}")
 
 
 def build_kwargs(kwargs: Mapping[str, Any], backbone: str = "DiT") -> dict[str, Any]:
@@ -124,7 +124,7 @@ def from_official(tensors: Mapping[str, np.ndarray], abstract: Mapping[str, Any]
     missing, misshaped, nonfinite = [], [], []
     for path, leaf in flatten(abstract):
         array = np.empty(leaf.shape, np.float32)
-        _insert(params, path, array)
+        insert(params, path, array)
         rows: Any = array if names.stacked(path) else array[None]
         for row, name in zip(rows, names.official(path, leaf.shape), strict=True):
             if name not in bare:
@@ -162,7 +162,7 @@ def official_shapes(abstract: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     shaped = {path: np.broadcast_to(np.float16(0), leaf.shape) for path, leaf in flatten(abstract)}
     tree: dict[str, Any] = {}
     for path, array in shaped.items():
-        _insert(tree, path, array)
+        insert(tree, path, array)
     return {name: view.shape for name, view in _official_views(tree)}
 
 
@@ -264,7 +264,8 @@ def _view(path: str, row: np.ndarray) -> np.ndarray:
     return row.T if path.endswith("kernel") else row  # [in, out] -> [out, in]; [k, in, out] -> [out, in, k]
 
 
-def _insert(tree: dict[str, Any], path: str, value: np.ndarray) -> None:
+def insert(tree: dict[str, Any], path: str, value: np.ndarray) -> None:
+    """Puts a leaf into nested dicts."""
     *parents, last = path.split("/")
     for part in parents:
         tree = tree.setdefault(part, {})

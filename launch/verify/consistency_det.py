@@ -1,0 +1,12 @@
+"""Golden rows of the detectors that denoise boxes: see the README of the folder for what each file holds."""
+
+from launch.verify import det_network
+from launch.verify.golden import GoldenFolder
+from launch.verify.report import Report
+
+
+def verify(folder: GoldenFolder, report: Report) -> None:
+    """Checks everything in ``folder`` that this code has a counterpart for, and lists the rest."""
+    network = det_network.Network(folder)
+    det_network.check(folder, network, report)
+    report.unchecked += folder.unchecked()
