@@ -5,11 +5,12 @@ each is augmented are keyed hashes of (seed, step, row), so there is no iterator
 """
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -22,28 +23,8 @@ from data.keyed import permute
 from data.pipeline import Batch, Schedule, host_rows, stratified
 from data.pixels import Unreadable, load_pixels
 
-
-class Pixels(Protocol):
-    """Where images come from: ``data.coco_builder.CocoStore`` or ``Files``."""
-
-    def pixels(self, i: int) -> np.ndarray:
-        """[height, width, 3] uint8 of the image at this position."""
-        ...
-
-
-class Files:
-    """Images read from their own files each time; a damaged one stops the run that meets it."""
-
-    def __init__(self, images: Sequence[CocoImage]):
-        self._images = images
-
-    def pixels(self, i: int) -> np.ndarray:
-        """See ``Pixels``."""
-        image = self._images[i]
-        try:
-            return load_pixels(image.file, (image.height, image.width))[0]
-        except Unreadable as error:
-            raise UserError(f"{image.file} {error}; repair it, or find all such by data.prepared=True") from None
+Load = Callable[[int], np.ndarray]  # position of an image -> [height, width, 3] uint8
+_CACHE_BYTES = 2**30  # sets that are smaller when decoded stay in memory
 
 
 class Collate:
@@ -51,14 +32,13 @@ class Collate:
 
     Args:
       images: boxes and labels.
-      pixels: where pixels come from.
+      load: gives [height, width, 3] uint8 of the image at a position.
       max_boxes: columns for boxes; of more in a view a random part is kept.
       workers: threads; 0 = none.
     """
 
-    def __init__(self, images: Sequence[CocoImage], pixels: Pixels, max_boxes: int, workers: int):
-        self._images, self._pixels, self._max_boxes = images, pixels, max_boxes
-        # The pool's threads start with the first batch; they are daemons of the process and hold nothing open.
+    def __init__(self, images: Sequence[CocoImage], load: Load, max_boxes: int, workers: int):
+        self._images, self._load, self._max_boxes = images, load, max_boxes
         pool = ThreadPoolExecutor(workers, thread_name_prefix="image") if workers else None
         self._map: Callable[..., Any] = pool.map if pool else map
 
@@ -79,7 +59,7 @@ class Collate:
 
         def fill(row: int) -> None:
             image, view = self._images[chosen[row]], views[row]
-            batch["image"][row, : view.height, : view.width] = view.pixels(self._pixels.pixels(chosen[row]))
+            batch["image"][row, : view.height, : view.width] = view.pixels(self._load(chosen[row]))
             moved, there = view.boxes(image.boxes)
             kept = np.flatnonzero(there)
             if len(kept) > self._max_boxes:
@@ -242,7 +222,7 @@ class DetectionData:
             raise UserError("config.data.coco_json is not set: the COCO-format json to train on")
         augmentation = Augmentation(flip, tuple(short), longest, crop, tuple(crop_short), (low, high))
         place = host_index, host_count
-        found, pixels = _open(read_coco(coco_json, images, on_bad), prepared, on_bad)
+        found, load = _open(read_coco(coco_json, images, on_bad), prepared, on_bad)
         sizes = [(image.height, image.width) for image in found.images]
         canvases = choose_canvases(sizes, max(short), longest, shapes)
         self.spec = DetectionSpec(found.categories, max(short), longest, tuple(canvases))
@@ -254,16 +234,16 @@ class DetectionData:
             weights = repeat_factors(found.images, len(found.categories), repeat_threshold)
         groups = smallest(np.array([fit(*size, max(short), longest) for size in sizes]), canvases)
         threads = (os.cpu_count() or 1) if workers < 0 else workers
-        collate = Collate(found.images, pixels, columns, threads)
+        collate = Collate(found.images, load, columns, threads)
         self.train = Augmented(found.images, weights, groups, canvases, batch, augmentation, collate, seed, *place)
 
         self.held_out: CocoSet | None = None
         self.evaluation: Sequence[Batch] = []
         if eval_json:
-            self.held_out, pixels = _open(read_coco(eval_json, eval_images or images, on_bad), prepared, on_bad)
+            self.held_out, load = _open(read_coco(eval_json, eval_images or images, on_bad), prepared, on_bad)
             _check_same(found, self.held_out)
             fullest = max(len(image.boxes) for image in self.held_out.images)
-            collate = Collate(self.held_out.images, pixels, -(-max(fullest, 1) // 8) * 8, threads)
+            collate = Collate(self.held_out.images, load, -(-max(fullest, 1) // 8) * 8, threads)
             self.evaluation = HeldOut(self.held_out.images, self.spec, batch, shapes, collate, *place)
         self.shapes = [_shape(canvas, batch, columns) for canvas in canvases]
         over = sum(len(image.boxes) > columns for image in found.images)
@@ -315,18 +295,28 @@ class HeldOut(Sequence[Batch]):
         return batch | more
 
 
-def _open(found: CocoSet, prepared: bool, on_bad: str) -> tuple[CocoSet, Pixels]:
+def _open(found: CocoSet, prepared: bool, on_bad: str) -> tuple[CocoSet, Load]:
     """The set's pixels; and the set without images whose file is damaged, as far as that is known."""
-    if not prepared:
-        return found, Files(found.images)
-    store = prepare(found.images)
-    for reason in store.failed.values():
-        found.problems.add("damaged files", reason)
-    found.problems.settle(on_bad, str(found.source), len(found.images), "images")
-    usable = tuple(image for i, image in enumerate(found.images) if i not in store.failed)
-    if not any(len(image.boxes) for image in usable):
-        raise UserError(f"{found.source}: no image with a box can be read; {found.problems.describe()}")
-    return dataclasses.replace(found, images=usable), store
+    load: Load = functools.partial(_from_file, found.images)
+    if prepared:
+        store = prepare(found.images)
+        for reason in store.failed.values():
+            found.problems.add("damaged files", reason)
+        found.problems.settle(on_bad, str(found.source), len(found.images), "images")
+        usable = tuple(image for i, image in enumerate(found.images) if i not in store.failed)
+        if not any(len(image.boxes) for image in usable):
+            raise UserError(f"{found.source}: no image with a box can be read; {found.problems.describe()}")
+        found, load = dataclasses.replace(found, images=usable), store.pixels
+    small = sum(3 * image.height * image.width for image in found.images) <= _CACHE_BYTES
+    return found, functools.cache(load) if small else load
+
+
+def _from_file(images: Sequence[CocoImage], i: int) -> np.ndarray:
+    """[height, width, 3] uint8 read from the image's own file; a damaged one stops the run that meets it."""
+    try:
+        return load_pixels(images[i].file, (images[i].height, images[i].width))[0]
+    except Unreadable as error:
+        raise UserError(f"{images[i].file} {error}; repair it, or find all such by data.prepared=True") from None
 
 
 def _check_same(train: CocoSet, held_out: CocoSet) -> None:

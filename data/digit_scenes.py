@@ -174,8 +174,9 @@ class DigitScenes(DetectionData):
     Args:
       train_scenes, held_out_scenes: how many.
       sizes, digit, objects, overlap, scene_seed: see ``SceneSpec``.
-      batch, short, longest, shapes, workers, seed, host_index, host_count, row_multiple: see ``DetectionData``.
-        Nothing is mirrored or cut, since digits would become others.
+      batch, shapes, workers, seed, host_index, host_count, row_multiple: see ``DetectionData``.
+      short, longest: too; by default the largest of ``sizes``, so that no scene is shrunk.  Nothing is mirrored or cut,
+        since digits would become others.
     """
 
     def __init__(
@@ -188,8 +189,8 @@ class DigitScenes(DetectionData):
         overlap: float = 0.15,
         scene_seed: int = 0,
         batch: int = 16,
-        short: Sequence[int] = (64,),
-        longest: int = 64,
+        short: Sequence[int] = (),
+        longest: int = 0,
         shapes: int = 1,
         workers: int = 0,
         seed: int = 0,
@@ -204,8 +205,8 @@ class DigitScenes(DetectionData):
             coco_json=str(folder / "train.json"),
             eval_json=str(folder / "held_out.json"),
             batch=batch,
-            short=short,
-            longest=longest,
+            short=short or (max(sizes),),
+            longest=longest or max(sizes),
             flip=0.0,
             crop=0.0,
             shapes=shapes,
