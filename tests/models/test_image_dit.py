@@ -15,11 +15,9 @@ SIZES = {"dim": 16, "depth": 2, "heads": 2, "patch": 4, "shape": (8, 8, 1), "cla
 
 
 def network(**options):
-    model = functional(lambda rngs: ImageDiT(**(SIZES | options), rngs=rngs))
-    variables = jax.jit(model.init)(jax.random.key(0))
-    noise = iter(jax.random.split(jax.random.key(1), 100))
-    # Zero-initialised parts would hide what they multiply.
-    params = jax.tree.map(lambda p: p + 0.05 * jax.random.normal(next(noise), p.shape), variables["params"])
+    """A network with random numbers everywhere: zero-initialised parts would hide what they multiply."""
+    model, random = functional(lambda rngs: ImageDiT(**(SIZES | options), rngs=rngs)), np.random.default_rng(0)
+    params = jax.tree.map(lambda p: 0.2 * random.normal(size=p.shape).astype(np.float32), model.abstract()["params"])
     return model, {"params": params, "stats": {}}
 
 
@@ -28,19 +26,19 @@ def inputs(rows=3):
     return x, jnp.linspace(0.2, 0.7, rows), jnp.arange(rows), jnp.linspace(0.1, 0.3, rows)
 
 
-@pytest.mark.parametrize("impl", ["forward", "auto"])
-def test_forward_mode_equals_finite_differences(impl):
-    model, variables = network(span=True, attn_impl=impl)
+def test_forward_mode_equals_finite_differences():
+    model, variables = network(span=True, attn_impl="forward")
     x, time, label, span = inputs()
     direction = jax.random.normal(jax.random.key(3), x.shape)
 
     def along(h):
         return model.apply(variables, x + h * direction, time + h, label, span - 0.5 * h)[0]
 
-    derivative = jax.jit(lambda: jax.jvp(along, (0.0,), (1.0,))[1])()
-    h = 2e-2  # float32: fourth-order differences, so that a large step will do
-    a, b, c, d = (jax.jit(along)(k * h) for k in (-2.0, -1.0, 1.0, 2.0))
-    np.testing.assert_allclose(derivative, (a - 8 * b + 8 * c - d) / (12 * h), rtol=2e-3, atol=2e-3)
+    _, derivative = jax.jit(lambda h: jax.jvp(along, (h,), (1.0,)))(0.0)
+    h, value = 2e-2, jax.jit(along)  # float32: fourth-order differences, so that a large step will do
+    a, b, c, d = (value(k * h) for k in (-2.0, -1.0, 1.0, 2.0))
+    np.testing.assert_allclose(derivative, (a - 8 * b + 8 * c - d) / (12 * h), rtol=5e-3, atol=5e-3)
+    assert np.abs(derivative).max() > 0.1
 
 
 def test_everything_that_is_given_matters_and_rows_do_not_mix():
@@ -59,12 +57,12 @@ def test_everything_that_is_given_matters_and_rows_do_not_mix():
 
 def test_no_second_time_means_a_span_of_zero():
     model, variables = network(span=True)
-    x, time, label, _ = inputs()
-    call = jax.jit(lambda *a: model.apply(variables, *a)[0])
-    np.testing.assert_array_equal(call(x, time, label), call(x, time, label, jnp.zeros(3)))
+    _, time, label, _ = inputs()
+    found = [model.apply(variables, time, label, span, method="condition")[0] for span in (None, jnp.zeros(3))]
+    np.testing.assert_array_equal(*found)
     plain, own = network()
     with pytest.raises(ValueError, match="span=True"):
-        plain.apply(own, x, time, label, jnp.zeros(3))
+        plain.apply(own, time, label, jnp.zeros(3), method="condition")
     with pytest.raises(ValueError, match="uncertainty=True"):
         plain.apply(own, time, method="log_variance")
 
