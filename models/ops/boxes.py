@@ -24,6 +24,11 @@ def to_xyxy(boxes: jax.Array) -> jax.Array:
     return jnp.concatenate([centre - half, centre + half], -1)
 
 
+def sides(size: jax.Array) -> jax.Array:
+    """(height, width) [..., 2] -> (width, height, width, height) [..., 4] float32: corners in units of the image."""
+    return jnp.tile(jnp.asarray(size, jnp.float32)[..., ::-1], 2)
+
+
 def area(boxes: jax.Array) -> jax.Array:
     """[..., 4] -> [...]; negative where exactly one side is inverted."""
     return _product(boxes[..., 2:] - boxes[..., :2])

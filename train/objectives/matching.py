@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from optax import assignment
 
-from models.ops.boxes import giou, iou, pairwise, to_cxcywh
+from models.ops.boxes import giou, iou, pairwise, sides, to_cxcywh
 
 NONE = -1  # a box that answers for no target
 OUTSIDE, NOWHERE = 100.0, 10_000.0  # costs of a box that is not around a target's middle, not around any target's
@@ -165,8 +165,3 @@ def match(matcher: Matcher, logits: jax.Array, boxes: jax.Array, targets: Target
     """Assignments [S, b, n] of all stages, logits [S, b, n, K] and boxes [S, b, n, 4], in one call."""
     logits, boxes = jax.lax.stop_gradient((logits, boxes))
     return jax.vmap(jax.vmap(matcher), (0, 0, None))(logits, boxes, targets)
-
-
-def sides(size: jax.Array) -> jax.Array:
-    """(height, width) [..., 2] -> (width, height, width, height) [..., 4] float32, what boxes are divided by."""
-    return jnp.tile(jnp.asarray(size, jnp.float32)[..., ::-1], 2)

@@ -14,8 +14,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from models.ops.boxes import giou
-from train.objectives.matching import Matcher, SimOTA, Targets, match, sides
+from models.ops.boxes import giou, sides
+from train.objectives.matching import Matcher, SimOTA, Targets, match
 from train.task import Term
 
 COUNTS = ("targets", "matched", "release")
