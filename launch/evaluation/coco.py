@@ -64,7 +64,7 @@ def judge(truth: Content, detections: Iterable[Detection], image_ids: Collection
         raise UserError('COCO\'s numbers need pycocotools: pip install -e ".[detection]"') from None
 
     federated = any("neg_category_ids" in image for image in truth["images"])
-    chosen = _known(list(detections), truth)
+    chosen = _known(detections, truth)
     if federated:
         chosen = _federated(chosen, truth["images"], truth["annotations"])
     with contextlib.redirect_stdout(io.StringIO()):  # it tells about every stage
@@ -105,13 +105,14 @@ def _mean(values: np.ndarray) -> float:
     return float(there.mean()) if there.size else -1.0
 
 
-def _known(detections: list[Detection], truth: Content) -> list[Detection]:
-    """Raises UserError where a detection is of something that the ground truth does not list."""
+def _known(detections: Iterable[Detection], truth: Content) -> list[Detection]:
+    """The four fields that count of each; raises UserError for what the ground truth does not list."""
+    out: list[Detection] = [{key: d[key] for key in ("image_id", "category_id", "bbox", "score")} for d in detections]
     for key, where in (("image_id", "images"), ("category_id", "categories")):
         ids = {entry["id"] for entry in truth[where]}
-        if strange := next((d for d in detections if d[key] not in ids), None):
+        if strange := next((d for d in out if d[key] not in ids), None):
             raise UserError(f"a detection has {key} {strange[key]}, which is not among the {where} of the ground truth")
-    return detections
+    return out
 
 
 def _annotations(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,12 @@ def test_lvis_rules():
     assert judge(scene(boxes, neg_category_ids=[9]), many).stats["AP"] == 0.0
     two = scene([*boxes, (9, 60, 60, 9, 9)], neg_category_ids=[])
     assert judge(two, found(hit, wrong_b)).stats["APr"] == pytest.approx(1.0)
+
+
+def test_without_pycocotools_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
+    with pytest.raises(UserError, match=r"pip install -e .*detection"):
+        judge(scene([(2, 10, 10, 20, 20)]), [])
 
 
 def test_detections_of_strangers_are_named():
