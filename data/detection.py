@@ -78,7 +78,7 @@ class Augmented:
     Args:
       images: all that may be drawn.
       weights: [n] how often each is shown in a pass.
-      groups: [n] the canvas that each belongs to.
+      groups: [n] the canvas that each belongs to; none is without images.
       canvases: static shapes.
       rows: of every global batch.
       augmentation: draws the views.
@@ -102,10 +102,7 @@ class Augmented:
     ):
         self._images, self._rows, self._augmentation, self._collate = images, rows, augmentation, collate
         self._seed, self._host = seed, (host_index, host_count)
-        members = [np.flatnonzero(groups == i) for i in range(len(canvases))]
-        # A canvas that only evaluation needs, or that no image is left for, takes no step.
-        self._members = [m for m in members if len(m)]
-        self._canvases = [c for c, m in zip(canvases, members, strict=True) if len(m)]
+        self._canvases, self._members = canvases, [np.flatnonzero(groups == i) for i in range(len(canvases))]
         self._cumulative = [np.cumsum(weights[m]) for m in self._members]
         self._schedule = Schedule([float(c[-1]) for c in self._cumulative], [rows] * len(self._members), seed)
 

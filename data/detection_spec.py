@@ -86,7 +86,8 @@ def choose_canvases(sizes: Sequence[tuple[int, int]], short: int, longest: int, 
     shapes = max(shapes, len(parts))
     divisions = [(shapes,)] if len(parts) == 1 else [(k, shapes - k) for k in range(1, shapes)]
     choices = [[c for p, k in zip(parts, ks, strict=True) for c in _bounds(p, k)] for ks in divisions]
-    return min(choices, key=lambda canvases: _area(resized, canvases))
+    best = min(choices, key=lambda canvases: _area(resized, canvases))
+    return [best[i] for i in np.unique(smallest(resized, best))]  # all of one may fit into a smaller other
 
 
 def smallest(sizes: np.ndarray, canvases: Sequence[Canvas]) -> np.ndarray:

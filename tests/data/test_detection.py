@@ -124,7 +124,7 @@ def test_canvases_hold_everything_and_more_of_them_waste_less(sizes, shapes):
     canvases = choose_canvases(sizes, 96, 160, shapes)
     assert len(canvases) <= max(shapes, 2) and all(side % 32 == 0 for canvas in canvases for side in canvas)
     spec = DetectionSpec(None, 96, 160, tuple(canvases))
-    assert all(spec.canvas(*size) in canvases for size in sizes)
+    assert {spec.canvas(*size) for size in sizes} == set(canvases)
     areas = [np.prod([spec.canvas(*size) for size in sizes], axis=1).sum()]
     more = DetectionSpec(None, 96, 160, tuple(choose_canvases(sizes, 96, 160, shapes + 1)))
     areas.append(np.prod([more.canvas(*size) for size in sizes], axis=1).sum())
