@@ -30,10 +30,17 @@ def build(section: Mapping[str, Any], where: str, **given: Any) -> Any:
 
 
 def bind(section: Mapping[str, Any], where: str) -> Callable[..., Any]:
-    """The component's constructor with the section's keys filled in; what is missing is the caller's to give."""
+    """The component's constructor with the section's keys filled in; what is missing is the caller's to give.
+
+    A key that is itself a section with a ``type`` becomes that component's constructor: a network's parts are made by
+    the network.
+    """
     target = load(section.get("type", ""), where)
     own = {key: value for key, value in section.items() if key != "type"}
     _refuse_unknown(target, own, where)
+    for key, value in own.items():
+        if hasattr(value, "items") and "type" in value:
+            own[key] = bind(value, f"{where}.{key}")
     return functools.partial(target, **own)
 
 

@@ -1,6 +1,7 @@
 """Objects from config sections."""
 
 import pytest
+from ml_collections import ConfigDict
 
 from data.errors import UserError
 from train.components import bind, build, call
@@ -29,3 +30,13 @@ def test_components_from_sections():
             build(section, "data", seed=7)
     with pytest.raises(UserError, match=r"config\.colour is not a key"):
         call(lambda size: size, {"colour": 1}, "")
+
+
+def test_parts_of_a_bound_component_are_constructors():
+    kind = f"{__name__}:Part"
+    inner = {"type": kind, "colour": {"type": kind, "size": 2}}
+    outer = bind(ConfigDict({"type": kind, "colour": inner}), "model")(size=1)
+    part = outer.colour(size=5)
+    assert (outer.size, part.size, part.colour().size) == (1, 5, 2)
+    with pytest.raises(UserError, match=r"config\.model\.colour\.shade is not a key"):
+        bind({"type": kind, "colour": inner | {"shade": 1}}, "model")
