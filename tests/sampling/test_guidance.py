@@ -1,5 +1,6 @@
 """Guides: what they mix, when they call which network, and what the ledger says about it."""
 
+import functools
 import itertools
 
 import jax
@@ -21,13 +22,18 @@ PATH, GRID = VE(sigma_max=20.0), grids.karras(8, 0.05, 20.0)
 START = 20.0 * np.asarray(np.random.default_rng(0).normal(size=(4, 2)), np.float32)
 
 
-def counted(calls, name, law=A, path=PATH):
-    """An exact network that notes its name for every row it is asked about."""
+def network(x, t, condition, law=A):
+    """Exact, and moved by its condition."""
+    shift = 0.0 if condition is None else condition[:, None]
+    return Prediction(law.data(x, t, PATH) + shift, "data")
+
+
+def counted(calls, name, law=A):
+    """The same, noting its name for every row it is asked about."""
 
     def denoise(x, t, condition):
         jax.debug.callback(lambda rows: calls.extend([name] * int(rows)), x.shape[0])
-        shift = 0.0 if condition is None else condition[:, None]
-        return Prediction(law.data(x, t, path) + shift, "data")
+        return network(x, t, condition, law)
 
     return denoise
 
@@ -52,7 +58,7 @@ def test_outside_its_interval_guidance_costs_nothing_and_does_nothing(solver):
     assert plan.rows["on"][2, 0] and not plan.rows["on"][5, 0] and not plan.rows["on"][1, 0]
 
     # The same by a weight that is 1 outside, with both networks called everywhere.
-    always = ClassifierFree(counted([], "net"), given, null, 3.0, schedule=lambda t: 1e-30 + ((t > low) & (t <= high)))
+    always = ClassifierFree(network, given, null, 3.0, schedule=lambda t: 1e-30 + ((t > low) & (t <= high)))
     np.testing.assert_allclose(result.x, run(always, solver).x, atol=2e-5)
     assert int(result.ledger.network_calls) < int(run(always, solver).ledger.network_calls)
 
@@ -61,7 +67,7 @@ def test_an_interval_without_levels_is_the_conditional_model():
     calls, given = [], jnp.full(4, 0.3)
     guide = ClassifierFree(counted(calls, "net"), given, 0 * given, 9.0, interval=(30.0, 40.0))
     result = run(guide)
-    np.testing.assert_allclose(result.x, run(Conditional(counted([], "net"), given)).x, atol=1e-5)
+    np.testing.assert_allclose(result.x, run(Conditional(network, given)).x, atol=1e-5)
     assert int(result.ledger.network_calls) == 8 and len(calls) == 32
 
 
@@ -72,12 +78,16 @@ def test_autoguidance_calls_each_of_two_networks():
     inside = int(((GRID[:-1] > 1.0) & (GRID[:-1] <= 10.0)).sum())
     assert calls.count("good") == 32 and calls.count("weak") == 4 * inside
     assert int(result.ledger.network_calls) == 8 + inside
-    np.testing.assert_allclose(run(Autoguidance(good, weak, None, 1.0)).x, run(Conditional(good)).x, atol=1e-5)
-    np.testing.assert_allclose(run(Autoguidance(good, weak, None, 0.0)).x, run(Conditional(weak)).x, atol=1e-5)
+    good, weak = network, functools.partial(network, law=B)
+    for weight, alone in ((1.0, good), (0.0, weak)):
+        np.testing.assert_allclose(run(Autoguidance(good, weak, None, weight)).x, run(Conditional(alone)).x, atol=1e-5)
     x, t = jnp.asarray(START), jnp.float32(2.0)
     guided = Autoguidance(good, weak, None, 2.5)(x, t, {})
     np.testing.assert_allclose(guided.mix.value, 2.5 * A.data(x, t, PATH) - 1.5 * B.data(x, t, PATH), rtol=1e-5)
-    velocity = lambda x, t, c: Prediction(x, "velocity")  # noqa: E731
+
+    def velocity(x, t, c):
+        return Prediction(x, "velocity")
+
     with pytest.raises(ValueError, match="answers of one kind"):
         run(Autoguidance(good, velocity, None, 2.0))
 
@@ -85,20 +95,24 @@ def test_autoguidance_calls_each_of_two_networks():
 @pytest.mark.parametrize("path", [PATH, FlowPath(), VPLinear()], ids=str)
 def test_cfg_plus_plus_puts_back_the_noise_of_the_null_half(path):
     """x' = α'·data_guided + σ'·noise_null, by hand."""
-    network = lambda x, t, c: Prediction(A.data(x, t, path) + c[:, None], "data")  # noqa: E731
+
+    def exact(x, t, c):
+        return Prediction(A.data(x, t, path) + c[:, None], "data")
+
     given, null, w = jnp.full(4, 0.4), jnp.zeros(4), 0.6
     grid = path.time_at(np.array([5.0, 2.0, 0.7]))
-    got = sample(ClassifierFree(network, given, null, w, plus_plus=True), START, grid, path=path, solver=DDIM()).x
+    guide = ClassifierFree(exact, given, null, w, plus_plus=True)
+    got = jax.jit(lambda x: sample(guide, x, grid, path=path, solver=DDIM()).x)(START)
     x = jnp.asarray(START)
     for t, to in itertools.pairwise(grid):
-        c, u = (network(x, jnp.float32(t), k) for k in (given, null))
+        c, u = (exact(x, jnp.float32(t), k) for k in (given, null))
         data = u.value + w * (c.value - u.value)
         x = path.alpha(to) * data + path.sigma(to) * convert(u, x, t, path, "noise").value
     np.testing.assert_allclose(got, x, atol=1e-5)
 
 
 def test_cfg_plus_plus_at_weight_zero_is_the_null_model_and_needs_ddim():
-    network, given, null = counted([], "net"), jnp.full(4, 0.4), jnp.zeros(4)
+    given, null = jnp.full(4, 0.4), jnp.zeros(4)
     guide = ClassifierFree(network, given, null, 0.0, plus_plus=True)
     np.testing.assert_allclose(run(guide).x, run(Conditional(network, null)).x, atol=1e-5)
     assert guide(jnp.asarray(START), jnp.float32(1.0), {}).exponents is None
@@ -109,11 +123,14 @@ def test_cfg_plus_plus_at_weight_zero_is_the_null_model_and_needs_ddim():
 
 def test_rescaled_guidance_has_the_spread_of_the_conditional_answer():
     x, t = jnp.asarray(np.random.default_rng(1).normal(size=(3, 5, 4)), jnp.float32), jnp.float32(0.5)
-    network = lambda x, t, c: Prediction(jnp.sin(x) * (1 + c[:, None, None]), "velocity")  # noqa: E731
+
+    def waves(x, t, c):
+        return Prediction(jnp.sin(x) * (1 + c[:, None, None]), "velocity")
+
     given, null = jnp.array([0.5, 1.0, 2.0]), jnp.zeros(3)
 
     def mix(share):
-        return ClassifierFree(network, given, null, 4.0, rescale=share)(x, t, {})
+        return ClassifierFree(waves, given, null, 4.0, rescale=share)(x, t, {})
 
     full, half, none = (mix(share) for share in (1.0, 0.5, 0.0))
     np.testing.assert_allclose(full.mix.value.std((1, 2)), full.components[0].value.std((1, 2)), rtol=1e-5)
@@ -139,7 +156,7 @@ def test_a_product_follows_the_sum_of_scores(kinds):
 
 
 def test_annealing_is_a_product_of_one_and_guided_members_hand_on_their_components():
-    network, given, null = counted([], "net"), jnp.full(4, 0.3), jnp.zeros(4)
+    given, null = jnp.full(4, 0.3), jnp.zeros(4)
     cfg = ClassifierFree(network, given, null, 2.0)
     x, t, row = jnp.asarray(START), jnp.float32(2.0), {"members": [{}], "noise": {"data": (0.5, -0.5)}}
     guided = Product([cfg], [1.5])(x, t, row)
@@ -176,7 +193,7 @@ def test_a_schedule_scales_the_excess_over_one():
     for path in (FlowPath(), FlowPath(0.0), VE()):
         times = path.noise_time + progress * (path.data_time - path.noise_time)
         np.testing.assert_allclose(cogvideox_schedule(path)(times), (1 - np.cos(np.pi * progress**5)) / 2, atol=1e-12)
-    network, given = counted([], "net"), jnp.full(4, 0.3)
+    given = jnp.full(4, 0.3)
     scheduled = ClassifierFree(network, given, 0 * given, 5.0, schedule=lambda t: np.full(t.shape, 0.25))
     np.testing.assert_allclose(run(scheduled).x, run(ClassifierFree(network, given, 0 * given, 2.0)).x, atol=2e-5)
 
@@ -188,7 +205,7 @@ def test_another_weight_does_not_recompile_a_scheduled_interval():
     def program(x, weight):
         traced.append(1)
         guide = ClassifierFree(
-            counted([], "net"),
+            network,
             jnp.ones(4),
             jnp.zeros(4),
             weight,
@@ -206,7 +223,7 @@ def test_another_weight_does_not_recompile_a_scheduled_interval():
 def test_intervals_that_are_none_are_refused():
     for interval in ((2.0, 1.0), (-1.0, 1.0)):
         with pytest.raises(ValueError, match="guidance interval"):
-            ClassifierFree(counted([], "net"), jnp.ones(4), jnp.zeros(4), 2.0, interval=interval)
+            ClassifierFree(network, jnp.ones(4), jnp.zeros(4), 2.0, interval=interval)
     with pytest.raises(ValueError, match="one exponent per member"):
         Product([Conditional(A.denoiser(PATH))], [1.0, 2.0])
 
@@ -216,7 +233,7 @@ def test_guided_rows_do_not_meet():
 
     @jax.jit
     def program(x, c):
-        guide = ClassifierFree(counted([], "net"), c, 0 * c, 2.0, interval=(1.0, 5.0))
+        guide = ClassifierFree(network, c, 0 * c, 2.0, interval=(1.0, 5.0))
         return sample(guide, x, GRID, path=PATH, solver=DDIM()).x
 
     np.testing.assert_allclose(program(START[2:3], given[2:3])[0], program(START, given)[2], atol=1e-5)
