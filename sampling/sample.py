@@ -70,12 +70,14 @@ def sample(
       keep: "final" (memory does not grow with n), "all" (n + 1 states) or the indices of the states to return.
 
     Raises:
-      ValueError: a grid that is not monotone, an index out of range, missing noise, or a network whose prediction
-        cannot be converted at one of the solver's times (for example ``data`` at σ = 0).  All are raised before
-        anything is compiled.
+      ValueError: a grid that is not monotone, an index out of range, states of low precision, missing noise, or a
+        network whose prediction cannot be converted at one of the solver's times (for example ``data`` at σ = 0).  All
+        are raised before anything is compiled.
     """
     path, solver = path or FlowPath(), solver or Euler()
     grid = grids.check(grid, path)
+    if x.dtype not in (jnp.float32, jnp.float64):
+        raise ValueError(f"states are float32 or float64, got {x.dtype}: lower precision belongs inside the network")
     steps, (slots, kept) = grid.size - 1, _kept_states(keep, grid.size - 1, x)
     track = trajectory(guide, x, grid, path, solver, noise)
     rows: dict[str, Any] = {"track": track.rows, "slot": jnp.asarray(slots[1:])}

@@ -41,6 +41,11 @@ def test_a_conversion_that_does_not_exist_is_refused_before_compiling():
         sample(Conditional(denoiser("noise"), jnp.zeros(2)), noise([0, 1]), uniform(4))
 
 
+def test_states_of_low_precision_are_refused():
+    with pytest.raises(ValueError, match="float32 or float64, got bfloat16"):
+        sample(Conditional(denoiser(), jnp.zeros(2)), noise([0, 1]).astype(jnp.bfloat16), uniform(4))
+
+
 def test_kept_states_are_the_trajectory():
     x, guide = noise([3, 4]), Conditional(denoiser(), jnp.zeros(2))
     everything = sample(guide, x, uniform(8), keep="all")
