@@ -16,6 +16,11 @@ samples per CPU second.
 Detectors: COCO's twelve numbers on the run's held-out set, or on any other COCO folder of its categories (--coco_json,
 --images), and the latency of one image; with --table=steps at 1, 2, 4 and 8 steps, detections of all steps merged or
 those of the last one alone.  Writes <out>/eval.json (per category too), <out>/detections.json and some pictures.
+
+Images: accuracy by an independent classifier and Fréchet distance against network calls, with bootstrap intervals over
+seeds (--noise_seeds), along --curves: solvers, guidance, correctors and searches by name, like euler, random:1-4-16 or
+fkc:1-8; models in further folders beside it (--beside).  Writes <out>/curves.json, which a second run goes on with,
+and <out>/curves.png; see launch/evaluation/curves.py.
 """
 
 import dataclasses
@@ -48,8 +53,15 @@ WAVS = flags.DEFINE_integer("wavs", 4, "How many of the judged utterances to kee
 COCO_JSON = flags.DEFINE_string("coco_json", "", "For detectors: a COCO-format json to judge by.")
 IMAGES = flags.DEFINE_string("images", "", "For detectors: folder of the images of --coco_json; by default its own.")
 PROPOSALS = flags.DEFINE_integer("proposals", 300, "For detectors: boxes denoised in each image.", lower_bound=1)
-NOISE_SEEDS = flags.DEFINE_integer("noise_seeds", 1, "For detectors: numbers are means over so many.", lower_bound=1)
+NOISE_SEEDS = flags.DEFINE_integer(
+    "noise_seeds", None, "Numbers are means over so many; by default 1, of images 5.", lower_bound=1
+)
 PICTURES = flags.DEFINE_integer("pictures", 4, "For detectors: how many images to draw.")
+CURVES = flags.DEFINE_list("curves", [], "For images: curves by name, each with its numbers if it likes: euler:2-4-8.")
+BESIDE = flags.DEFINE_list("beside", [], "For images: more run folders, for the same picture.")
+GUIDANCE = flags.DEFINE_float("guidance", 2.0, "For images: guidance weight of the curves sde and fkc; 1 is none.")
+JUDGE = flags.DEFINE_string("judge", None, "For images: module:function (images, labels) -> {name: figure}.")
+VERIFIER = flags.DEFINE_string("verifier", None, "For images: module:function (images, labels) -> scores, in JAX.")
 
 VOCODER_TASK = "train.tasks.vocoder:VocoderTask"
 
@@ -57,7 +69,7 @@ VOCODER_TASK = "train.tasks.vocoder:VocoderTask"
 def main(argv: list[str]) -> None:
     """Evaluates, prints a line per setting, writes the report."""
     del argv
-    from data import detection_spec
+    from data import detection_spec, images
     from data.audio import save_wav
     from launch.evaluation import speech
     from launch.evaluation.pairs import hardware
@@ -73,6 +85,8 @@ def main(argv: list[str]) -> None:
     enable_compile_cache()
     if (Path(WORKDIR.value) / ASSETS / detection_spec.ASSET).is_file():
         return judge_detector(WORKDIR.value)
+    if (Path(WORKDIR.value) / ASSETS / images.ASSET).is_file():
+        return judge_images(WORKDIR.value)
     cells = speech.settings(TABLE.value)
     if read_config(WORKDIR.value).get("task", {}).get("type") == VOCODER_TASK:
         from launch.evaluation import vocoders
@@ -155,7 +169,30 @@ def judge_detector(workdir: str) -> None:
     truth = detection.held_out(read_config(workdir), COCO_JSON.value, IMAGES.value)
     out = Path(OUT.value or Path(workdir) / "eval")
     try:
-        detection.run(detector, truth, settings, NOISE_SEEDS.value, out, PICTURES.value)
+        detection.run(detector, truth, settings, NOISE_SEEDS.value or 1, out, PICTURES.value)
+    except OSError as error:
+        raise UserError(f"{error.filename or out} cannot be written: {error.strerror or error}") from error
+    print(hardware())
+
+
+def judge_images(workdir: str) -> None:
+    """Prints and writes what ``launch.evaluation.curves`` finds."""
+    from launch.evaluation import curves
+    from launch.evaluation.pairs import hardware
+
+    out = Path(OUT.value or Path(workdir) / "eval")
+    try:
+        curves.run(
+            [workdir, *BESIDE.value],
+            CURVES.value,
+            out,
+            steps=16 if STEPS.value is None else STEPS.value,
+            weight=GUIDANCE.value,
+            seeds=NOISE_SEEDS.value or 5,
+            params=PARAMS.value,
+            judge=JUDGE.value,
+            verifier=VERIFIER.value,
+        )
     except OSError as error:
         raise UserError(f"{error.filename or out} cannot be written: {error.strerror or error}") from error
     print(hardware())
