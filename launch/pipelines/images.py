@@ -138,7 +138,7 @@ class ImagePipeline:
             parts.append(self._batch(labels[chosen], options, seed, first + np.arange(start, start + size)))
         images = np.concatenate([np.asarray(x) for x, _, _ in parts])[: len(labels)]
         if not np.isfinite(images).all():
-            bad = np.flatnonzero(~np.isfinite(images).all((1, 2, 3)))
+            bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(1))
             raise UserError(
                 f"images {bad[:5]} ({len(bad)} in all) are not numbers: the model diverged, or a swarm died"
             )
