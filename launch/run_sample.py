@@ -1,4 +1,4 @@
-"""Says a text in the voice of a reference clip, or finds what is in images.
+"""Says a text in the voice of a reference clip, finds what is in images, or draws some.
 
     python -m launch.run_sample --workdir=runs/demo --text="four one seven" \\
         --ref_audio=ref.wav --ref_text="three nine two" --out=out.wav
@@ -16,6 +16,10 @@ The folder is a run's or a converted checkpoint's.  The wav appears complete or 
 A detector's folder takes images, and writes boxes with classes and scores as JSON and, drawn into the image, as PNG:
 
     python -m launch.run_sample --workdir=runs/scenes --image=street.jpg --steps=4 --out=street.json
+
+A folder of configs/digits_flow.py draws classes, a column for each, into one PNG:
+
+    python -m launch.run_sample --workdir=runs/flow --labels=0,1,2,3 --each=5 --steps=8 --solver=heun --out=digits.png
 """
 
 import dataclasses
@@ -67,16 +71,25 @@ VOCODER = flags.DEFINE_string("vocoder", None, "Folder of a converted or trained
 IMAGE = flags.DEFINE_list("image", [], "Images to find things in; drawn into --picture, by default beside --out.")
 PROPOSALS = flags.DEFINE_integer("proposals", 300, "Boxes denoised in each image.", lower_bound=1)
 MERGE = flags.DEFINE_bool("merge", True, "Detections of all steps, and not of the last one alone.")
+LABELS = flags.DEFINE_list("labels", [], "Classes to draw, numbers from 0; the number after the last class is any.")
+EACH = flags.DEFINE_integer("each", 4, "Images of each of --labels.", lower_bound=1)
+SOLVER = flags.DEFINE_string("solver", "", "Of images: euler, heun, dpmpp2m, …; by default what the model is made for.")
+GUIDANCE = flags.DEFINE_float("guidance", 1.0, "Of images: classifier-free guidance; 1 = none, at half the cost.")
+PARTICLES = flags.DEFINE_integer(
+    "particles", 1, "Of each image, weighed so that the guided law is kept.", lower_bound=1
+)
 MIN_SCORE = flags.DEFINE_float("min_score", 0.3, "Detections below it are left out.")
 
 REQUEST_KEYS = {"text", "ref_audio", "ref_text", "out", "duration", "speed", "seed"}
 
 
 def main(argv: list[str]) -> None:
-    """Speaks, or detects."""
+    """Speaks, detects or draws."""
     del argv
     if IMAGE.value:
         return detect()
+    if LABELS.value:
+        return draw()
     mode = _mode()
     from launch.pipelines.speech import Options, load
     from train.compile import enable_compile_cache
@@ -159,6 +172,34 @@ def detect() -> None:
         raise UserError(f"{error.filename or out} cannot be written: {error.strerror or error}") from error
     compiled = f"{len(detector.programs)} programs compiled in {detector.compile_seconds:.1f} s"
     print(f"{out}: {len(images)} images in {taken:.1f} s, {compiled}")
+
+
+def draw() -> None:
+    """Images of every one of --labels, as one PNG."""
+    from launch.pipelines.images import Options, load
+    from train.compile import enable_compile_cache
+    from train.pictures import image_table
+
+    out = Path(OUT.value if OUT.present else "out.png")
+    if out.suffix.lower() != ".png":
+        raise UserError(f"--out={out}: expected a name that ends in .png")
+    try:
+        labels = [int(label) for label in LABELS.value]
+    except ValueError:
+        raise UserError(f"--labels={','.join(LABELS.value)}: expected numbers, such as 0,1,2") from None
+    enable_compile_cache()
+    pipeline = load(WORKDIR.value, params=PARAMS.value)
+    steps = STEPS.value or (16 if pipeline.follows_slopes else 1)
+    options = Options(steps=steps, solver=SOLVER.value, guidance=GUIDANCE.value, particles=PARTICLES.value)
+    start = time.perf_counter()
+    made = pipeline(labels * EACH.value, options, seed=SEED.value)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        image_table(out, made.images, columns=len(labels))
+    except OSError as error:
+        raise UserError(f"{error.filename or out} cannot be written: {error.strerror or error}") from error
+    taken, calls = time.perf_counter() - start, int(made.ledger.network_calls)
+    print(f"{out}: {len(made.images)} images in {taken:.1f} s with compilation, {calls} network calls each")
 
 
 def single(voice: "SpeechPipeline", options: "Options") -> None:

@@ -18,7 +18,6 @@ from jax.typing import ArrayLike
 
 from data.digits import load_split
 from data.errors import UserError
-from launch.pipelines.images import ImagePipeline, Options
 
 COMPONENTS = 20  # principal components of the Fréchet distance
 RESAMPLES = 2000  # of the bootstrap
@@ -131,49 +130,6 @@ def edges(images: ArrayLike) -> jax.Array:
     across, down = (jnp.diff(x, axis=axis, prepend=-1.0) for axis in (2, 1))
     maps = jnp.stack([across, -across, down, -down], -1).clip(0.0)
     return maps.reshape(-1, 4, 2, 4, 2, 4).sum((2, 4)).reshape(len(x), -1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Judged:
-    """One way to sample.
-
-    Attributes:
-      options: of the pipeline.
-      network_calls: for one image.
-      accuracy: share of the images that show what was asked for.
-      frechet: distance to the held-out images.
-    """
-
-    options: Options
-    network_calls: int
-    accuracy: Estimate
-    frechet: Estimate
-
-    def __str__(self) -> str:
-        return f"{self.network_calls:4d} calls  accuracy {self.accuracy}  FD {self.frechet}"
-
-
-def evaluate(pipeline: ImagePipeline, judge: Judge, options: Options, seeds: Sequence[int]) -> Judged:
-    """Judges one image per held-out label, once per seed."""
-    accuracies, distances, calls = [], [], 0
-    for seed in seeds:
-        made = pipeline(judge.labels, options, seed=seed)
-        accuracies.append(judge.accuracy(made.images, judge.labels))
-        distances.append(judge.distance(made.images))
-        calls = int(made.ledger.network_calls)
-    return Judged(options, calls, estimate(accuracies), estimate(distances))
-
-
-def settings(pipeline: ImagePipeline) -> dict[str, Options]:
-    """What a model is judged at by itself: solvers at 4 to 32 network calls, or few-step models at 1, 2 and 4."""
-    if not pipeline.follows_slopes:
-        return {f"own, {n} steps": Options(steps=n) for n in (1, 2, 4)}
-    solvers = {"euler": 1, "heun": 2, "dpmpp2m": 1, "ddim": 1}
-    return {
-        f"{name}, {calls} calls": Options(steps=calls // each, solver=name)
-        for name, each in solvers.items()
-        for calls in (4, 8, 16, 32)
-    }
 
 
 def _flat(images: ArrayLike) -> np.ndarray:

@@ -1,7 +1,5 @@
 """Images: every variant learns one step, padding rows count nothing, classes and targets are where they belong."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +9,7 @@ from configs import digits_flow
 from data.digits import load_split
 from data.errors import UserError
 from data.images import save_statistics
-from train.assemble import plain
-from train.components import bind, build
+from tests.train.digits import make
 from train.task import StepContext
 
 
@@ -21,18 +18,6 @@ def assets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("assets")
     save_statistics(folder, load_split("train")[0], 10)
     return folder
-
-
-def make(variant, assets, **task):
-    config = digits_flow.get_config(variant)
-    with config.unlocked():
-        config.model.dim, config.model.depth, config.model.heads = 16, 1, 2
-        config.task.update(task)
-    config = json.loads(json.dumps(plain(config)))
-    built = build(config["task"], "task", model=bind(config["model"], "model"), assets=str(assets))
-    random = np.random.default_rng(0)  # zero-initialised parts would hide mistakes
-    params = jax.tree.map(lambda p: jnp.asarray(0.2 * random.normal(size=p.shape), p.dtype), built.abstract()["params"])
-    return built, {"params": params, "stats": {}}
 
 
 def batch(rows=6):
