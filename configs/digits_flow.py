@@ -124,14 +124,12 @@ def consistency(c: ConfigDict, **choices: object) -> None:
 def ict(c: ConfigDict) -> None:
     """No average among the targets, pseudo-Huber distances, more and more noise levels."""
     consistency(c, levels="ict", fewest=10, most=160, proposals="log_normal", weight="inverse", distance="pseudo_huber")
-    c.steps = 6000
     c.ema.decays = (0.999,)
 
 
 def ct(c: ConfigDict) -> None:
     """Targets from an average of the network; its decay is fixed here, where the paper lets it grow with the levels."""
     consistency(c, levels="ct", fewest=2, most=150, proposals="uniform", weight="one", distance="l2")
-    c.steps = 6000
     c.ema.decays = (0.999, 0.95)
     c.task.target = 0.95
 
@@ -141,6 +139,7 @@ def cd(c: ConfigDict) -> None:
     consistency(
         c, levels="fixed", fewest=18, most=18, proposals="uniform", weight="one", distance="l2", neighbour="teacher"
     )
+    c.steps = 2500
     c.model.time_scale = 1000.0  # the teacher's
     c.ema.decays = (0.999, 0.95)
     c.task.target = 0.95
@@ -151,10 +150,9 @@ def scm(c: ConfigDict) -> None:
     c.task.path = ConfigDict({"type": "sampling.paths:TrigFlow", "sigma_data": 1.0})
     c.task.objective = ConfigDict({"type": "train.objectives.scm:ContinuousConsistency"})
     c.task.objective.time_mean, c.task.objective.time_std = -1.0 + UNIT, 1.4
-    c.task.objective.warmup = 3000
+    c.task.objective.warmup = 2000
     c.task.objective.c = 0.1
     c.task.steps = 1
-    c.steps = 6000
     c.model.time_scale = 10.0
     c.model.uncertainty = True
     c.ema.decays = (0.999,)
@@ -178,7 +176,6 @@ def shortcut(c: ConfigDict) -> None:
     c.task.path = ConfigDict({"type": "sampling.paths:FlowPath", "data_time": 1.0})
     c.task.objective = ConfigDict({"type": "train.objectives.shortcut:Shortcut", "smallest": 128, "doubled": 0.25})
     c.task.steps = 1
-    c.steps = 6000
     c.task.target = 0.999
     c.ema.decays = (0.999,)
 

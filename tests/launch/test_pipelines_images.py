@@ -1,4 +1,4 @@
-"""Drawing images: a seed's image is its own whatever the batch, costs are exact, options that do not fit are refused."""
+"""Drawing images: an image belongs to its seed and number, costs are exact, what does not fit is refused."""
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,9 @@ def test_guidance_is_traced_counts_twice_and_has_an_interval(flow):
         len(flow._programs) == len({key for key in flow._programs})
         and np.abs(some[0].images - some[1].images).max() > 1e-4
     )
+    programs = len(flow._programs)
+    flow(labels, Options(steps=3, solver="euler", guidance=4.0))
+    assert np.abs(some[0].images - some[1].images).max() > 1e-4
     programs = len(flow._programs)
     flow(labels, Options(steps=3, solver="euler", guidance=4.0))
     assert len(flow._programs) == programs, "another weight needs no other program"
