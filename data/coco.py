@@ -148,6 +148,18 @@ def read_coco(path: str | Path, images: str | Path = "", on_bad: str = "error") 
     return CocoSet(path, tuple(found), Categories(names, category_ids, tuple(counts)), problems, repairs)
 
 
+def read_categories(path: str | Path) -> Categories:
+    """The classes of a json alone; how common they are only where it says so itself, as LVIS' does.
+
+    Raises:
+      UserError: see the top of this file.
+    """
+    entries = load_json(path)["categories"]
+    names, ids = _categories(entries, Path(path))
+    common = {entry["id"]: int(entry.get("image_count", 0)) for entry in entries}
+    return Categories(names, ids, tuple(common[i] for i in ids))
+
+
 def load_json(path: str | Path) -> dict[str, Any]:
     """The content of a COCO-format json; its three lists are there.
 

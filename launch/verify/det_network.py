@@ -63,15 +63,15 @@ class Network:
     def variables(self) -> Variables:
         """The golden weights as our variables."""
         abstract = {kind: {"head": tree} for kind, tree in self.head.abstract().items()}
-        arrays, _ = detection.read(self._folder.file("weights.safetensors"), abstract)
+        arrays, _ = detection.from_official(detection.load(self._folder.file("weights.safetensors")), abstract)
         return {kind: jax.tree.map(jnp.asarray, arrays[kind].get("head", {})) for kind in abstract}
 
     @functools.cached_property
-    def features(self) -> tuple[jax.Array, ...]:
+    def features(self) -> tuple[np.ndarray, ...]:
         """The stored pyramid, [b, H, W, c], finest first."""
         stored = self._folder.arrays("features.npz")
         names = sorted((name for name in stored if re.fullmatch(r"p\d+", name)), key=lambda name: int(name[1:]))
-        return tuple(jnp.asarray(stored[name].transpose(0, 2, 3, 1)) for name in names)
+        return tuple(stored[name].transpose(0, 2, 3, 1) for name in names)
 
 
 def check(folder: GoldenFolder, network: Network, report: Report) -> None:

@@ -35,6 +35,7 @@ IGNORED = re.compile(
 )
 # What a file with a backbone alone has no tensors for.
 FRESH = re.compile(r"(head|fpn)/.*|backbone/norms/.*")
+CLASSIFIERS = re.compile(r"head/stages/logits/.*")
 
 LEAVES = {
     "kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var",
@@ -107,42 +108,50 @@ class Report(f5_tts.Report):
     """What happened to the tensors of a file: official names, sorted.
 
     Attributes:
-      fresh: not in the file, which holds a backbone alone; they start as in a new model.
+      fresh: not taken from the file; they start as in a new model.
     """
 
     fresh: tuple[str, ...] = ()
 
 
-def read(
-    file: str | Path, abstract: Mapping[str, Any], fresh: Callable[[], Any] | None = None
-) -> tuple[dict[str, Any], Report]:
-    """Reads ``.safetensors``, ``.pth`` or detectron2's ``.pkl``; see ``from_official``.
+def load(file: str | Path) -> Mapping[str, np.ndarray]:
+    """The tensors of a ``.safetensors`` file, of what ``torch.save`` wrote, or of detectron2's ``.pkl``.
 
     Raises:
-      ValueError: the file is none of these.
-      Misfit: it does not fit the model.
+      ValueError: the file is none of these, or holds no state dict.
     """
     suffix = Path(file).suffix
     if suffix == ".safetensors":
-        with f5_tts.TensorFile(file) as tensors:
-            return from_official(tensors, abstract, fresh)
+        with f5_tts.TensorFile(file) as lazy:
+            return dict(lazy)
     tensors = read_pickle(file) if suffix == ".pkl" else read_torch(file)
     for name in WRAPPERS:
         if isinstance(tensors, Mapping) and isinstance(tensors.get(name), Mapping):
             tensors = tensors[name]
     if not isinstance(tensors, Mapping) or not all(isinstance(a, np.ndarray) for a in tensors.values()):
         raise ValueError(f"{file} holds no state dict; expected tensors by name, or that under {' or '.join(WRAPPERS)}")
-    return from_official(tensors, abstract, fresh)
+    return tensors
+
+
+def num_classes(tensors: Mapping[str, np.ndarray]) -> int | None:
+    """Of the detector that these are of; None for a backbone alone."""
+    found = (len(array) for name, array in tensors.items() if name.endswith(".0.class_logits.weight"))
+    return next(found, None)
 
 
 def from_official(
-    tensors: Mapping[str, np.ndarray], abstract: Mapping[str, Any], fresh: Callable[[], Any] | None = None
+    tensors: Mapping[str, np.ndarray],
+    abstract: Mapping[str, Any],
+    fresh: Callable[[], Any] | None = None,
+    *,
+    new_classes: bool = False,
 ) -> tuple[dict[str, Any], Report]:
     """Official tensors -> variables shaped like ``abstract`` (``functional(...).abstract()``), float32.
 
     Args:
       tensors: of a detector, or of a backbone alone.
       fresh: makes new variables; asked for what a backbone alone does not have.  None = such a file does not fit.
+      new_classes: the classifiers are taken from ``fresh`` as well, because the file's are of other classes.
 
     Returns:
       ``({"params", "stats"}, report)``.
@@ -151,9 +160,10 @@ def from_official(
       Misfit: tensors are missing, left over, misshapen or not finite.
     """
     given = _canonical(tensors)
-    dropped = {name for name in given if IGNORED.fullmatch(name)}
-    alone = fresh is not None and not any(name.startswith("head.head_series.") for name in given)
-    fallback = dict(flatten(fresh())) if alone and fresh is not None else {}
+    dropped = {name for name in given if IGNORED.fullmatch(name) or (new_classes and ".class_logits." in name)}
+    alone = not any(name.startswith("head.head_series.") for name in given)
+    absent = FRESH if alone else CLASSIFIERS if new_classes else None
+    fallback = dict(flatten(fresh())) if fresh and absent else {}
     variables: dict[str, Any] = {"params": {}, "stats": {}}
     used, missing, misshaped, nonfinite, invented = set(), [], [], [], []
     for path, leaf in flatten(abstract):
@@ -161,7 +171,7 @@ def from_official(
         f5_tts.insert(variables, path, array)
         inner = path.split("/", 1)[1]
         names = official_names(inner, leaf.shape)
-        if alone and FRESH.fullmatch(inner) and not any(name in given for name in names):
+        if fallback and absent and absent.fullmatch(inner):
             array[...] = fallback[path]
             invented += names
             continue

@@ -41,7 +41,7 @@ def test_a_detector_goes_there_and_back(tmp_path, backbone, head):
     if backbone == "swin":
         buffers["backbone.bottom_up.layers.0.blocks.0.attn.relative_position_index"] = np.zeros((9, 9), np.int64)
     file = write_torch(tmp_path / "a.pth", {"model": tensors | buffers, "iteration": 3})
-    back, report = convert.read(file, model.abstract())
+    back, report = convert.from_official(convert.load(file), model.abstract())
     same(back, variables)
     assert set(report.dropped) == set(buffers) and not report.fresh
 
@@ -91,14 +91,14 @@ def test_a_backbone_alone_leaves_the_rest_fresh(tmp_path, kind):
         own["layers.0.blocks.1.attn_mask"] = np.zeros((4, 9, 9), np.float32)
         file = write_torch(tmp_path / "swin.pth", {"model": own})
     other = numbers(backbone, seed=1)
-    back, report = convert.read(file, model.abstract(), lambda: other)
+    back, report = convert.from_official(convert.load(file), model.abstract(), lambda: other)
     for path, array in flatten(back):
         fresh = convert.FRESH.fullmatch(path.split("/", 1)[1])
         wanted = dict(flatten(other if fresh else variables))[path]
         np.testing.assert_array_equal(array, wanted, err_msg=path)
     assert report.fresh and report.dropped and all(name.startswith(("head.", "backbone.")) for name in report.fresh)
     with pytest.raises(Misfit, match=r"missing backbone\.(bottom_up\.norm0|fpn_lateral2)"):
-        convert.read(file, model.abstract())
+        convert.from_official(convert.load(file), model.abstract())
 
 
 def test_what_does_not_fit_is_named(tmp_path):
@@ -118,13 +118,27 @@ def test_what_does_not_fit_is_named(tmp_path):
     ):
         save_file(changed, tmp_path / "a.safetensors")
         with pytest.raises(Misfit, match=message):
-            convert.read(tmp_path / "a.safetensors", model.abstract())
+            convert.from_official(convert.load(tmp_path / "a.safetensors"), model.abstract())
     (tmp_path / "evil.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(ValueError, match=r"asks for os\.system"):
-        convert.read(tmp_path / "evil.pkl", model.abstract())
+        convert.load(tmp_path / "evil.pkl")
     (tmp_path / "half.pkl").write_bytes(pickle.dumps({"model": np.zeros(9)})[:-7])
     with pytest.raises(ValueError, match="damaged"):
-        convert.read(tmp_path / "half.pkl", model.abstract())
+        convert.load(tmp_path / "half.pkl")
     (tmp_path / "list.pkl").write_bytes(pickle.dumps([1, 2]))
     with pytest.raises(ValueError, match="no state dict"):
-        convert.read(tmp_path / "list.pkl", model.abstract())
+        convert.load(tmp_path / "list.pkl")
+
+
+def test_new_classes_take_all_but_the_classifiers():
+    variables, other = numbers("resnet"), numbers("resnet", seed=1)
+    tensors = convert.to_official(variables)
+    assert convert.num_classes(tensors) == 5
+    abstract = detection.detector("resnet").abstract()
+    back, report = convert.from_official(tensors, abstract, lambda: other, new_classes=True)
+    other["params"]["head"]["stages"] = variables["params"]["head"]["stages"] | {
+        "logits": other["params"]["head"]["stages"]["logits"]
+    }
+    variables["params"]["head"] = variables["params"]["head"] | {"stages": other["params"]["head"]["stages"]}
+    same(back, variables)
+    assert len(report.fresh) == 6 and set(report.fresh) == set(report.dropped)
