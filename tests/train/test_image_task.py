@@ -103,6 +103,20 @@ def test_targets_come_from_the_average_that_is_named(assets):
         task.loss(variables, data, jax.random.key(2), StepContext(step, {"0.5": other}, None))
 
 
+@pytest.mark.slow
+def test_the_teacher_is_asked(assets):
+    task, variables = make("cd", assets, teacher="somewhere")
+    data = batch()
+
+    def loss(teacher):
+        ctx = context(variables, teacher=teacher)
+        return sum(t.sum for t in task.loss(variables, data, jax.random.key(2), ctx).terms.values())
+
+    loss = jax.jit(loss)
+    other = jax.tree.map(lambda p: 1.5 * p, variables)
+    assert float(loss(variables)) != float(loss(other))
+
+
 def test_configs_that_mean_nothing_are_errors(assets):
     with pytest.raises(UserError, match="learns from a teacher"):
         make("cd", assets)
