@@ -10,6 +10,8 @@ import numpy as np
 
 from data.errors import UserError
 
+PROSE = ("note", "_note", "rule")  # keys of words about the numbers beside them
+
 
 class Recorded(Mapping[str, Any]):
     """A mapping that remembers the keys that were read."""
@@ -89,7 +91,7 @@ class GoldenFolder:
         return recorded
 
     def unchecked(self) -> list[str]:
-        """Files never opened, and what nobody read of those that were; README and config.json are no outputs."""
+        """Files never opened, and what nobody read of those that were; README, config.json and words are no outputs."""
         out = []
         for path in sorted(self.path.iterdir()):
             if path.name in ("README.md", "config.json"):
@@ -97,6 +99,6 @@ class GoldenFolder:
             if path.name not in self._files:
                 out.append(path.name)
             elif (recorded := self._files[path.name]) is not None:
-                rest = [key for key in recorded if key not in recorded.seen]
+                rest = [key for key in recorded if key not in recorded.seen and key not in PROSE]
                 out += [f"{path.name}: {', '.join(rest)}"] if rest else []
         return out

@@ -39,8 +39,10 @@ TIE = 2e-6  # float32: an index may differ where its uniform number is this clos
 
 def check(folder: GoldenFolder, report: Report) -> None:
     """``resampling*``, ``fkc_*``, ``particle_filter*`` and ``*fkc_oracle*``."""
-    for name, _ in folder.names(r"resampling.*\.npz"):
+    for name, match in folder.names(r"(resampling.*)\.npz"):
         stored = folder.arrays(name)
+        if folder.has(f"{match[1]}.json"):
+            folder.json(f"{match[1]}.json")  # words: the rule of ``sampling.smc.schemes``
         for key in sorted(key for key in stored if key.endswith("_w")):
             with report.guard(f"{name}:{key[:-2]}"):
                 resampling(name, stored, key[:-2], report)

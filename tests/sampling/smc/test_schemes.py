@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sampling.smc.schemes import SCHEMES, scheme
+from sampling.smc.schemes import SCHEMES, pick, scheme
 from sampling.smc.weights import effective, log_mean, normalise
 
 DRAWS = 10_000
@@ -76,6 +76,26 @@ def test_a_particle_of_weight_zero_is_never_copied(name, u):
         jax.jit(rule.parents)(weights, jnp.float32(u) if rule.one_uniform else jnp.full(1001, u, jnp.float32))
     )
     assert (weights[got] > 0).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 1000])
+def test_counting_is_searching(n):
+    """The fast rule of strata against the definition, with zero weights and ties."""
+    rng = np.random.default_rng(n)
+    for trial in range(20):
+        weights = rng.gamma(0.2, size=n) * (rng.uniform(size=n) < 0.7) + (np.arange(n) == trial % n)
+        weights = np.round(weights / weights.sum() * 64) / 64 if trial % 2 else weights / weights.sum()
+        weights = np.where(np.arange(n) == n - 1, weights + 1 - weights.sum(), weights).clip(0).astype(np.float32)
+        u = (
+            rng.choice([0.0, 0.25, 0.999], size=n).astype(np.float32)
+            if trial % 2
+            else rng.uniform(size=n).astype(np.float32)
+        )
+        points = (jnp.arange(n) + u) / n
+        np.testing.assert_array_equal(COUNT(weights, u), SEARCH(weights, points))
+
+
+COUNT, SEARCH = jax.jit(SCHEMES["stratified"].parents), jax.jit(pick)
 
 
 def test_unknown_names_are_refused():
