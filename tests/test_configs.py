@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import e2_tts, f5_tts
+from configs import digits_flow, e2_tts, f5_tts
 from data.audio import save_wav
 from data.errors import UserError
 from models.convert.f5_tts import official_shapes
@@ -74,6 +74,20 @@ def test_variant_builds_abstractly(family: ModuleType, variant: str, speech_fold
     if (family, variant) in RELEASED:
         shapes = official_shapes(parts.abstract.params)
         assert (sum(map(math.prod, shapes.values())), len(shapes) + 1) == RELEASED[family, variant]
+
+
+@pytest.mark.parametrize("variant", digits_flow.VARIANTS)
+def test_digits_build_abstractly(variant: str, tmp_path: Path):
+    config = digits_flow.get_config(variant)
+    with config.unlocked():
+        config.task.teacher = "folder" if variant == "cd" else ""
+    run = call(RunConfig, json.loads(json.dumps(plain(config))), "")
+    mesh = build_mesh({"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1})
+    data = build_data(run, mesh)
+    parts = assemble(run, mesh, data.shapes, write_assets(tmp_path, data.write_assets, check=False))
+    found = re.search(r"sharding rules cover (\d+) of (\d+)", parts.summary)
+    assert found and found[1] == found[2], parts.summary
+    assert 0 < parts.task.flops(parts.task.example()) < 1e10
 
 
 def test_unknown_variant_is_named():

@@ -142,15 +142,7 @@ class ImagePipeline:
             raise UserError(
                 f"images {bad[:5]} ({len(bad)} in all) are not numbers: the model diverged, or a swarm died"
             )
-        weights = None
-        if parts[0][2] is not None:
-            swarms = [jax.device_get(w) for _, _, w in parts]
-            axes = {"ess": 1, "resampled": 1}
-            joined = {
-                name: np.concatenate([getattr(w, name) for w in swarms], axes.get(name, 0))
-                for name in ("logw", "log_z", "ess", "resampled", "alive")
-            }
-            weights = Weights(**joined)
+        weights = None if parts[0][2] is None else _joined([w for _, _, w in parts], len(labels))
         return Images(images.clip(-1.0, 1.0), parts[0][1], weights)
 
     def run(
@@ -276,6 +268,16 @@ class ImagePipeline:
 
     def _all_variables(self) -> tuple[Variables, Variables | None]:
         return self.variables, None if self.weak is None else self.weak.variables
+
+
+def _joined(parts: Sequence[Weights], swarms: int) -> Weights:
+    """The weights of batch after batch, as one run of so many swarms."""
+
+    def whole(name: str, axis: int = 0) -> jax.Array:
+        found = jnp.concatenate([getattr(part, name) for part in parts], axis)
+        return jax.lax.slice_in_dim(found, 0, swarms, axis=axis)
+
+    return Weights(whole("logw"), whole("log_z"), whole("ess", 1), whole("resampled", 1), whole("alive"))
 
 
 def load(folder: str | Path, *, params: str = "ema", weak: str | Path | None = None) -> ImagePipeline:
