@@ -57,7 +57,7 @@ def convert_detector(
         variables, report = detection.from_official(
             tensors,
             model.abstract(),
-            lambda: jax.device_get(jax.jit(model.init)(jax.random.key(seed))),
+            lambda: jax.device_get(jax.jit(model.init)(jax.random.key(seed, impl="rbg"))),  # compiles fast
             new_classes=theirs is not None and theirs != len(spec.categories),
         )
     except Misfit as error:

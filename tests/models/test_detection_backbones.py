@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models.convert.detection import BUFFERS, official_names
+from models.convert.detection import BUFFERS, official_names, to_official
 from models.convert.f5_names import flatten
 from models.detection import swin
 from models.detection.detector import Detector, axes
@@ -17,7 +17,7 @@ from models.detection.head import DynamicHead
 from models.detection.resnet import FrozenNorm, ResNet
 from models.detection.swin import Swin
 from models.functional import Functional, functional
-from tests.models import detection
+from tests.models import detection, detection_numpy
 
 
 def published(backbone, classes: int = 80) -> Functional:
@@ -163,3 +163,21 @@ def test_bad_options_are_named(backbone, message):
     model = functional(lambda rngs: Detector(num_classes=5, head=functools.partial(DynamicHead, stages=1), rngs=rngs))
     with pytest.raises(ValueError, match="no backbone"):
         jax.eval_shape(lambda v: model.apply(v, np.zeros((1, 8, 8, 3)), method="features")[0], model.abstract())
+
+
+@pytest.mark.parametrize("backbone", ["resnet", "swin"])
+def test_features_are_those_of_plain_numpy_on_the_public_tensors(backbone):
+    """Strides, borders, windows, merges and names at once, on a map that no window divides."""
+    model = detection.detector(backbone)
+    variables = detection.randomised(model)
+    images, _, _ = detection.scene(1, size=(32, 56))
+    tensors = to_official(variables)
+    if backbone == "resnet":
+        maps = detection_numpy.resnet(images.transpose(0, 3, 1, 2), tensors)
+    else:
+        maps = detection_numpy.swin(images.transpose(0, 3, 1, 2), tensors, heads=(2, 2), window=3)
+    wanted = detection_numpy.fpn(maps, tensors)
+    got = jax.jit(lambda v: model.apply(v, images, method="features")[0])(variables)
+    assert len(got) == len(wanted)
+    for level, expected in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(level.transpose(0, 3, 1, 2), expected, atol=2e-4 * np.abs(expected).max())
