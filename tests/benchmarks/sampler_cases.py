@@ -1,6 +1,9 @@
 """What the samplers' benchmark runs on both sides: networks, starts, methods.  Needs numpy only."""
 
 import itertools
+import os
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,3 +56,22 @@ def network(package: Any, join: Any, layers: Any, x: Any, t: Any) -> Any:
         h = package.tanh(h @ matrix + bias)
     matrix, bias = layers[-1]
     return h @ matrix + bias
+
+
+class Neighbours:
+    """How many cores other processes kept busy since this was made; figures want about none."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    def cores(self) -> float:
+        wall, busy, own = (b - a for a, b in zip(self._start, self._now(), strict=True))
+        return max(busy - own, 0.0) / wall
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        """(wall, busy, own) seconds; without Linux' counters nothing is known to be busy."""
+        own, stat = time.process_time(), Path("/proc/stat")
+        ticks = [int(n) for n in stat.read_text().split("\n")[0].split()[1:]] if stat.exists() else [0] * 8
+        busy = sum(ticks[:3] + ticks[5:8]) / os.sysconf("SC_CLK_TCK")  # all but idle and waiting for disks
+        return time.perf_counter(), busy or own, own

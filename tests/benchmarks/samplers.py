@@ -92,7 +92,7 @@ def child_jax(args: argparse.Namespace) -> dict[str, Any]:
         "compile": {},
         "memory": {},
     }
-    outputs, call = {}, jax.jit(net)
+    outputs, call, neighbours = {}, jax.jit(net), cases.Neighbours()
     for batch in args.batches:
         x, t = jnp.asarray(cases.start(size, batch)), jnp.float32(0.5)
         jax.block_until_ready(call(layers, x, t))
@@ -111,6 +111,7 @@ def child_jax(args: argparse.Namespace) -> dict[str, Any]:
         longer = program(name, LONGER * cases.STEPS[size]).lower(layers, x).compile()
         sizes = [p.memory_analysis().temp_size_in_bytes for p in (run, longer)]
         result["memory"][str(batch)] = [int(n) for n in sizes]
+    result["neighbours"] = neighbours.cores()
     np.savez(args.folder / "ours.npz", **outputs)
     return result
 
@@ -144,7 +145,9 @@ def table(size: str, threads: int, runs: dict[str, list[dict[str, Any]]]) -> lis
     """Prints a line per case; returns them."""
     theirs, ours = runs["theirs"], runs["ours"]
     steps, rows = cases.STEPS[size], []
+    busy = [max(run["neighbours"] for run in side) for side in (theirs, ours)]
     print(f"\n{size}, {steps} steps, {threads} thread(s); {theirs[0]['name']} | {ours[0]['name']}")
+    print(f"other processes kept {busy[0]:.2f} | {busy[1]:.2f} cores busy meanwhile")
     print(f"{'method':<22} batch  theirs ms    ours ms  theirs/ours  over/step us theirs   ours  compile s")
     for case in ours[0]["cases"]:
         batch, name = case.split(" ", 1)

@@ -89,7 +89,7 @@ def main() -> None:
     runs = trajectories(net, saved, cases.STEPS[args.size])
     names = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "k-diffusion"))
     result: dict[str, Any] = {"name": names, "cases": {}, "calls": {}}
-    outputs = {}
+    outputs, neighbours = {}, cases.Neighbours()
     with torch.inference_mode():
         for batch in args.batches:
             x, t = torch.from_numpy(cases.start(args.size, batch)), torch.full((batch, 1), 0.5)
@@ -100,6 +100,7 @@ def main() -> None:
                 outputs[f"{batch} {method}"] = run(x).numpy()
                 timed = measure(lambda run=run, x=x: run(x), args.seconds)
                 result["cases"][f"{batch} {method}"] = timed["wall"]
+    result["neighbours"] = neighbours.cores()
     np.savez(args.folder / "theirs.npz", **outputs)
     print(json.dumps(result))
 
