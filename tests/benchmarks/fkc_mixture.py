@@ -10,8 +10,13 @@ from a fine grid.  "ESS < 1/2" is ours: the same with adaptive resampling.
 
 Metrics of the unweighted final particles against as many exact draws: total variation of histograms with cells of 1.25;
 MMD with a mean of Gaussian kernels of width 1, 2, 4, 8, 16; exact W1 and W2 between 1000 of each; W2 of energies.
-"exact" are two independent exact sets, the floor of each metric, and the true log ∫q³.  Finished cells are kept in DIR/fkc_mixture.json, so a
-stopped run goes on.
+"exact" are two independent exact sets, the floor of each metric, and the true log ∫q³.  Finished cells are kept in
+DIR/fkc_mixture.json, so a stopped run goes on.
+
+Found, 5 seeds, mean ± standard deviation over them (JAX on a CPU, float32): the paper's direction.  With the target
+score TV falls from .409 ± .005 to .264 ± .085 and W1 from 10.6 ± .3 to 7.0 ± 4.7 with systematic resampling, and to
+.229 ± .012 and 5.7 ± 1.0 with births and deaths, whose runs spread least; with tempered noise TV falls from .563 to
+.467 and W1 from 13.6 to 12.5.  Energies improve here, where the paper's did not.
 """
 
 import argparse
