@@ -17,19 +17,17 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sampling import preconditioning, solvers
-from sampling.paths import VE, array_module, expand
+from sampling.paths import VE, expand
 from sampling.prediction import Prediction
 from sampling.solvers import Solver
 from train.objectives import consistency_schedules as schedules
+from train.objectives.consistency_schedules import Levels
 from train.objectives.generation import Draws, Network, Networks, even_angles, row_noise, row_uniforms, shown, squared
 
 CHOICES = {
-    "levels": ("ct", "ict", "fixed"),
-    "proposals": ("uniform", "log_normal"),
     "weight": ("one", "inverse"),
     "distance": ("l2", "pseudo_huber"),
     "neighbour": ("data", "teacher"),
@@ -72,8 +70,7 @@ class Consistency:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if not isinstance(self.path, VE) or not 0.0 < self.path.sigma_min < self.path.sigma_max:
             raise ValueError(f"consistency models live on the VE path with 0 < sigma_min < sigma_max, got {self.path}")
-        if self.steps < 1 or not 1 < self.fewest <= self.most:
-            raise ValueError(f"need steps ≥ 1 and 1 < fewest ≤ most, got {self.steps}, {self.fewest}, {self.most}")
+        _ = self.schedule  # its own errors, early
 
     @property
     def needs_teacher(self) -> bool:
@@ -85,25 +82,20 @@ class Consistency:
         """See ``Objective``."""
         return 6 if self.needs_teacher else 4
 
+    @property
+    def schedule(self) -> Levels:
+        """Which levels a step compares."""
+        return Levels(self.levels, self.steps, self.fewest, self.most, self.proposals, self.time_mean, self.time_std)
+
     def points(self, step: Any) -> Any:
         """How many noise levels there are at a step."""
-        step = array_module(step).minimum(step, self.steps)
-        if self.levels == "ct":
-            return schedules.ct_points(step, self.steps, self.fewest, self.most)
-        if self.levels == "ict":
-            return schedules.ict_points(step, self.steps, self.fewest, self.most)
-        return self.most
+        return self.schedule.points(step)
 
     def draw(self, key: jax.Array, index: jax.Array, shape: tuple[int, ...], step: jax.Array) -> Draws:
         """``time`` and ``end`` are neighbouring levels, the noisier one first."""
         noise_key, time_key = jax.random.split(key)
         [u] = row_uniforms(time_key, index, 1)
-        points, spread = self.points(step), (self.path.sigma_min, self.path.sigma_max, self.rho)
-        if self.proposals == "uniform":
-            interval = jnp.floor(u * (points - 1))
-        else:
-            interval = schedules.draw_interval(u, points, *spread, self.time_mean, self.time_std)
-        end, time = (schedules.karras_level(i, points, *spread) for i in (interval, interval + 1))
+        end, time = self.schedule.pair(u, step, self.path.sigma_min, self.path.sigma_max, self.rho)
         return Draws(row_noise(noise_key, index, shape), time, end)
 
     def loss(self, networks: Networks, data: jax.Array, draws: Draws, step: jax.Array) -> dict[str, jax.Array]:

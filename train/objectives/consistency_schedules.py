@@ -5,6 +5,7 @@ take Python integers (float64 results) or traced scalars.  "Points" count noise 
 N − 1 intervals; an interval has the number of its lower end, counted from 0.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -16,6 +17,53 @@ from sampling.paths import array_module
 
 Step = Any  # Python integer, integer array, or traced scalar
 CONVENTIONS = ("paper", "release")
+LEVELS = ("ct", "ict", "fixed")
+PROPOSALS = ("uniform", "log_normal")
+
+
+@dataclasses.dataclass(frozen=True)
+class Levels:
+    """Which two neighbouring noise levels a step of the training compares.
+
+    Attributes:
+      kind: how many levels there are: "ct" and "ict" grow with the step, "fixed" = ``most`` always.
+      steps: of the whole training.
+      fewest, most: s₀ and s₁ of these schedules, intervals at the start and at the end.
+      proposals: which neighbours: "uniform", or "log_normal": ln σ is N(mean, std²).
+    """
+
+    kind: str = "ict"
+    steps: int = 1
+    fewest: int = 10
+    most: int = 1280
+    proposals: str = "log_normal"
+    mean: float = -1.1
+    std: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("levels", self.kind, LEVELS), ("proposals", self.proposals, PROPOSALS)):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        if self.steps < 1 or not 1 < self.fewest <= self.most:
+            raise ValueError(f"need steps ≥ 1 and 1 < fewest ≤ most, got {self.steps}, {self.fewest}, {self.most}")
+
+    def points(self, step: Step) -> Any:
+        """How many noise levels there are at a step."""
+        step = array_module(step).minimum(step, self.steps)
+        if self.kind == "ct":
+            return ct_points(step, self.steps, self.fewest, self.most)
+        if self.kind == "ict":
+            return ict_points(step, self.steps, self.fewest, self.most)
+        return self.most
+
+    def pair(self, u: jax.Array, step: Step, sigma_min: float, sigma_max: float, rho: float) -> tuple[Any, Any]:
+        """Neighbouring levels σ [b] from uniform numbers [b], the smaller first."""
+        points, spread = self.points(step), (sigma_min, sigma_max, rho)
+        if self.proposals == "uniform":
+            interval = jnp.floor(u * (points - 1))
+        else:
+            interval = draw_interval(u, points, *spread, self.mean, self.std)
+        return karras_level(interval, points, *spread), karras_level(interval + 1, points, *spread)
 
 
 def ct_points(step: Step, total: int, low: int = 2, high: int = 150) -> Any:

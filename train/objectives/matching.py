@@ -85,17 +85,16 @@ class SimOTA:
     def __call__(self, logits: jax.Array, boxes: jax.Array, targets: Targets) -> jax.Array:
         """See ``Matcher``."""
         cost = self.cost(logits, boxes, targets)
-        share = self.shares(boxes, targets)
-        # [m, most] boxes by cost; those within a target's share are claimed.
-        order = jax.lax.top_k(-cost.T, min(self.most, len(boxes)))[1]
-        claims = (
-            jnp.zeros(cost.shape, bool)
-            .at[order, jnp.arange(cost.shape[1])[:, None]]
-            .set(jnp.arange(order.shape[1]) < share[:, None])
-        )
-        contested = claims.sum(1) > 1
-        assigned = jnp.where(contested, cost.argmin(1), claims.argmax(1))
-        return repair(jnp.where(claims.any(1), assigned, NONE).astype(jnp.int32), cost, targets.valid)
+        return repair(self.claim(cost, self.shares(boxes, targets)), cost, targets.valid)
+
+    def claim(self, cost: jax.Array, shares: jax.Array) -> jax.Array:
+        """[n]: each target claims its cheapest boxes; a box that several claim goes to its own cheapest target."""
+        count = min(self.most, len(cost))
+        order = jax.lax.top_k(-cost.T, count)[1]  # [m, count]
+        claims = jnp.zeros(cost.shape, bool)
+        claims = claims.at[order, jnp.arange(cost.shape[1])[:, None]].set(jnp.arange(count) < shares[:, None])
+        assigned = jnp.where(claims.sum(1) > 1, cost.argmin(1), claims.argmax(1))
+        return jnp.where(claims.any(1), assigned, NONE).astype(jnp.int32)
 
     def cost(self, logits: jax.Array, boxes: jax.Array, targets: Targets) -> jax.Array:
         """[n, m]; infinite for padding."""
