@@ -282,6 +282,9 @@ class Switch:
 
     def __call__(self, x: jax.Array, t: jax.Array, row: Row) -> Guided:
         first, then = (lambda x: self.first(x, t, row["first"])), (lambda x: self.then(x, t, row["then"]))
+        forms = [jax.tree.structure(jax.eval_shape(guide, x)) for guide in (first, then)]
+        if forms[0] != forms[1]:
+            raise ValueError(f"a switch is between guides that answer in the same form, got {forms[0]} and {forms[1]}")
         return jax.lax.cond(row["early"], first, then, x)
 
 

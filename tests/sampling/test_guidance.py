@@ -187,6 +187,13 @@ def test_a_switch_calls_one_network_a_step(steps):
         Switch(adapter, original, -1)
 
 
+def test_a_switch_is_between_guides_of_one_form():
+    plain, given = Conditional(network), jnp.full(4, 0.3)
+    np.testing.assert_allclose(run(Switch(plain, plain, 3)).x, run(plain).x, atol=1e-5)
+    with pytest.raises(ValueError, match="answer in the same form"):
+        run(Switch(plain, ClassifierFree(network, given, given, 2.0), 3))
+
+
 def test_a_schedule_scales_the_excess_over_one():
     """CogVideoX: w_t = 1 + (w − 1)(1 − cos πs⁵)/2, from no guidance at the noise to all of it at the data."""
     progress = np.linspace(0.0, 1.0, 5)
