@@ -27,7 +27,8 @@ from sampling.smc.correctors import FeynmanKac
 from sampling.smc.policies import Accumulate, Resample
 from sampling.smc.protocol import Corrector, Resampling, Weights
 from sampling.smc.uniforms import KeyedUniforms
-from sampling.solvers import SOLVERS, Consistency, ReverseSDE, Solver, solver
+from sampling.solvers import SOLVERS, Consistency, ReverseSDE, Solver
+from sampling.solvers import solver as solver_named
 from train.checkpoint import restore_variables
 from train.components import bind, build
 from train.task import Variables
@@ -172,10 +173,10 @@ class ImagePipeline:
         """
         objective, path = self.task.objective, self.task.path
         own, grid = objective.sampler(options.steps)
-        chosen = own if options.solver == OWN else ReverseSDE(options.zeta) if options.solver == "sde" else None
-        if options.particles > 1:
+        if options.particles > 1 or options.solver == "sde":
             chosen = ReverseSDE(options.zeta)
-        chosen = chosen or solver(options.solver)
+        else:
+            chosen = own if options.solver == OWN else solver_named(options.solver)
         if isinstance(own, Consistency) and not isinstance(chosen, Consistency):
             raise UserError("a consistency model knows the end of a trajectory, not its slope: leave the solver out")
         if isinstance(chosen, ReverseSDE) and not path.alpha(grid[0]) > 0.5 / FAR:
@@ -225,7 +226,7 @@ class ImagePipeline:
         resampling: Resampling | None = None,
     ) -> Sample:
         chosen, grid = self.solver(options)
-        guide = self._guide(variables, labels, options, weight, chosen, grid)
+        guide = self._guide(variables, labels, options, weight, grid)
         result = sample(
             guide,
             float(self.task.path.sigma(grid[0])) * start,
@@ -243,9 +244,7 @@ class ImagePipeline:
         rule = Resample(uniforms=uniforms, threshold=options.threshold) if options.threshold else Accumulate()
         return {"corrector": FeynmanKac(), "resampling": rule}
 
-    def _guide(
-        self, variables: Any, labels: jax.Array, options: Options, weight: Any, chosen: Solver, grid: np.ndarray
-    ) -> Guide:
+    def _guide(self, variables: Any, labels: jax.Array, options: Options, weight: Any, grid: np.ndarray) -> Guide:
         own, weak = variables
         guided = options.guidance != 1.0
         if self.task.objective.spans and options.solver == OWN and not options.particles > 1:

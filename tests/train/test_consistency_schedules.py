@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import digits_flow
+from train.ema import EmaSpec, decay_at
 from train.objectives import consistency_schedules as schedules
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sampling"
@@ -28,6 +30,14 @@ def test_the_releases_decay_counts_one_level_less():
     assert schedules.ct_decay(0, 1000, convention="release") == pytest.approx(0.81)  # N = 1, before one is added
     with pytest.raises(ValueError, match="convention"):
         schedules.ct_decay(0, 1000, convention="mine")
+
+
+def test_cts_decay_is_how_the_configs_average_warms_up():
+    config = digits_flow.get_config("ct")
+    average = EmaSpec(0.9999, power=config.ema.power, inv_gamma=config.ema.inv_gamma)
+    for step in (50, 333, 1000, config.steps - 1):
+        paper = schedules.ct_decay(step, config.steps)
+        assert 1 - decay_at(average, step + 1) == pytest.approx(1 - paper, rel=0.03)
 
 
 def test_ict_levels_double_and_stop():

@@ -31,7 +31,8 @@ def batch(rows=6):
 
 
 def context(variables, step=5, teacher=None):
-    return StepContext(jnp.int32(step), {"0.95": variables["params"], "0.999": variables["params"]}, teacher)
+    averages = {name: variables["params"] for name in ("0.95", "0.999", "0.9999")}
+    return StepContext(jnp.int32(step), averages, teacher)
 
 
 def total(task, ctx):
@@ -94,7 +95,7 @@ def test_targets_come_from_the_average_that_is_named(assets):
     other = jax.tree.map(lambda p: 1.5 * p, variables["params"])
 
     def loss(average):
-        ctx = StepContext(step, {"0.95": average}, None)
+        ctx = StepContext(step, {"0.9999": average}, None)
         return sum(t.sum for t in task.loss(variables, data, jax.random.key(2), ctx).terms.values())
 
     loss = jax.jit(loss)

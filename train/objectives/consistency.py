@@ -8,7 +8,7 @@ needs no teacher.  The papers' variants are five choices:
 
     | | levels | proposals | weight | distance | neighbour | target |
     |---|---|---|---|---|---|---|
-    | CT | ct | uniform | one | l2 | data | average with decay ``consistency_schedules.ct_decay`` |
+    | CT | ct | uniform | one | l2 | data | average, decay ``consistency_schedules.ct_decay`` (see the config) |
     | iCT | ict | log_normal | inverse | pseudo_huber | data | the network itself |
     | CD | fixed | uniform | one | l2 | teacher | average |
 """
