@@ -49,7 +49,7 @@ class Network:
                 resolution=config["pooler_resolution"],
                 samples=config["pooler_sampling_ratio"],
                 box_weights=config["bbox_weights"],
-                activation=config["activation"],
+                activation=config.get("activation", "relu"),
                 rngs=rngs,
             )
         )
