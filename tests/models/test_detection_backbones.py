@@ -18,6 +18,8 @@ from models.detection.resnet import FrozenNorm, ResNet
 from models.detection.swin import Swin
 from models.functional import Functional, functional
 from tests.models import detection, detection_numpy
+from train.mesh import build_mesh
+from train.sharding import param_specs
 
 
 def published(backbone, classes: int = 80) -> Functional:
@@ -46,6 +48,10 @@ def test_published_sizes_and_rules_that_cover_them(backbone, classes, millions):
         assert count(params["head"]) == pytest.approx(83.87, abs=0.005)
         assert count(params["head"]["stages"]) / 6 == pytest.approx(13.76, abs=0.005)
     detection.check_axes(axes(backbone), params)
+    _, coverage = param_specs(axes(backbone), params, build_mesh({"fsdp": 2, "tensor": 4}, jax.devices()[:8]))
+    assert not coverage.unmatched
+    whole = sum(row.bytes_per_device for row in coverage.rows if not any(row.spec))
+    assert whole < 0.02 * 4e6 * count(params)  # what no device shares is small
 
 
 def test_state_tensors_of_the_release_are_counted():
