@@ -29,8 +29,8 @@ class Guided(NamedTuple):
     Attributes:
       mix: the guided prediction.
       components: the predictions of the densities q_i.
-      exponents: β_i, scalars or [b], such that the mix is the score of ∏ q_i^β_i; None where it is no such score
-        (rescaled guidance), so that no weights can correct it.
+      exponents: β_i, scalars or [b], such that the mix is the score of ∏ q_i^β_i during the whole run; None where it is
+        no such score (rescaled guidance) or another one at other times (intervals), so that no weights can correct it.
       renoise: CFG++: the prediction whose noise half a step puts back, where it is not the mix's own.
       aux: what else a corrector asks for, a reward and its gradient.
     """
@@ -140,7 +140,10 @@ class _Extrapolated:
         mix = null.value + expand(weight, x) * (given.value - null.value)
         if self.rescale:
             mix = self.rescale * mix * (_spread(given.value) / _spread(mix)) + (1.0 - self.rescale) * mix
-        density = None if self.rescale or self.plus_plus else (weight, 1.0 - weight)
+        one_density = not (
+            self.rescale or self.plus_plus or "factor" in row
+        )  # a weight that changes has another each time
+        density = (weight, 1.0 - weight) if one_density else None
         renoise = null if self.plus_plus else None
         return Guided(Prediction(mix, given.kind), (given, null), density, renoise)
 

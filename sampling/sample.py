@@ -85,6 +85,10 @@ def sample(
     if corrector is not None and resampling is not None:
         if x.shape[0] % particles:
             raise ValueError(f"{x.shape[0]} rows are not a whole number of swarms of {particles} particles")
+        if (solver.plan(path, grid).times[:, 0] != grid[:-1]).any():
+            raise ValueError(
+                f"{solver} evaluates its guide elsewhere than where its steps start: they cannot be weighed"
+            )
         swarms = x.shape[0] // particles
         rows["corrector"] = _device(corrector.plan(path, grid, x.shape), x.dtype)
         rows["resampling"] = _device(resampling.plan(grid, swarms, particles), x.dtype)

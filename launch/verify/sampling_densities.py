@@ -93,16 +93,22 @@ def constants(file: str, stored: Mapping[str, Any], laws: Mapping[str, Mixture],
 
 
 def log_constant(laws: list[Mixture], exponents: list[float], path: Path | None = None, t: float = 1.0) -> float:
-    """log ∫∏ q_i,t^β_i: closed where it is (of the data), else by quadrature in one or two dimensions."""
-    if path is None and all(e >= 1 and float(e).is_integer() for e in exponents):
-        return geometric(laws, exponents)[1]
+    """log ∫∏ q_i,t^β_i, of the data without a path: closed where it is, else by quadrature in one or two dimensions."""
     path = path or FlowPath()
+    alpha, sigma = float(path.alpha(t)), float(path.sigma(t))
+    noise = sigma**2 * np.eye(laws[0].dimension)
+    moved = [Mixture(law.weights, alpha * law.means, alpha**2 * law.covariances + noise) for law in laws]
+    if all(e >= 1 and float(e).is_integer() for e in exponents):
+        return geometric(moved, exponents)[1]
+    if laws[0].dimension > 2:
+        raise NotImplementedError(f"no constant of powers {exponents} in {laws[0].dimension} dimensions")
 
     def total(x: jax.Array) -> jax.Array:
-        return sum((b * law.log_density(x, t, path) for law, b in zip(laws, exponents, strict=True)), jnp.zeros(len(x)))
+        parts = [beta * law.log_density(x, 1.0, FlowPath()) for law, beta in zip(moved, exponents, strict=True)]
+        return sum(parts, jnp.zeros(len(x), x.dtype))
 
-    box, density = _box(laws), jax.jit(total)
-    return log_integral(lambda points: np.asarray(density(jnp.asarray(points))), box, 801)
+    density = jax.jit(total)
+    return log_integral(lambda points: np.asarray(density(jnp.asarray(points))), _box(moved), 801)
 
 
 def _box(laws: list[Mixture]) -> list[tuple[float, float]]:

@@ -68,7 +68,10 @@ class FeynmanKac:
           ValueError: the guide's mix is the score of no density (rescaled guidance, CFG++, …).
         """
         if guided.exponents is None:
-            raise ValueError("this guide follows the score of no density ∏ q_i^β_i, so no weights can correct it")
+            raise ValueError(
+                "this guide does not follow the score of one density ∏ q_i^β_i (it rescales, or its weight changes), "
+                "so no weights can correct it"
+            )
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         scores = [component.value.astype(dtype) for component in guided.components]
         betas = [jnp.asarray(beta, dtype) for beta in guided.exponents]

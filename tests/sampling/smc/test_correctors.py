@@ -18,7 +18,7 @@ from sampling.smc.correctors import FeynmanKac, start_log_weights
 from sampling.smc.policies import Accumulate, Resample
 from sampling.smc.reward import Reward, Tilted
 from sampling.smc.uniforms import KeyedUniforms
-from sampling.solvers import ReverseSDE
+from sampling.solvers import EDM, ReverseSDE
 
 KEY = jax.random.key(7)
 PATH = VPLinear()
@@ -178,9 +178,14 @@ def test_start_weights_make_up_for_any_start():
 
 def test_what_cannot_be_corrected_is_refused():
     denoise, labels = conditional_pair(), jnp.zeros(8, int)
-    rescaled = ClassifierFree(denoise, labels, labels - 1, 2.0, rescale=0.7)
-    with pytest.raises(ValueError, match="no density"):
-        run(rescaled, 8, 4)
+    for options in ({"rescale": 0.7}, {"interval": (0.1, 0.5)}):
+        with pytest.raises(ValueError, match="one density"):
+            run(ClassifierFree(denoise, labels, labels - 1, 2.0, **options), 8, 4)
+    ve, x = VE(sigma_max=3.0), jnp.ones((8, 2))
+    churned = {"path": ve, "solver": EDM(churn=1.0), "noise": Keyed(KEY, jnp.arange(8))}
+    with pytest.raises(ValueError, match="elsewhere"):
+        sample(Conditional(LAW.denoiser(ve)), x, np.array([3.0, 2.0, 1.0]), corrector=FeynmanKac(),
+               resampling=Accumulate(), **churned)  # fmt: skip
     flow = Conditional(LAW.denoiser(FlowPath(), "data"))
     with pytest.raises(ValueError, match="t = 0"):
         run(flow, 8, 4, path=FlowPath(), times=np.linspace(0, 0.9, 5))
