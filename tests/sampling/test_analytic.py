@@ -1,5 +1,7 @@
 """Gaussian mixtures against what they must satisfy: gradients, Bayes' rule by quadrature, closed constants."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from sampling.analytic import Mixture, geometric, log_integral
 from sampling.paths import FlowPath
-from sampling.prediction import convert
+from sampling.prediction import Prediction, convert
 
 PATH = FlowPath()
 LAW = Mixture(
@@ -22,6 +24,16 @@ OTHER = Mixture([0.6, 0.4], [[0.0, 0.3], [0.8, -0.4]], [0.2 * np.eye(2), [[0.3, 
 def x64():
     with jax.enable_x64(True):
         yield
+
+
+@functools.partial(jax.jit, static_argnames=("path", "kind"))
+def predict(law, x, t, path=PATH, kind="data"):
+    return law.predict(x, t, path, kind).value
+
+
+@functools.partial(jax.jit, static_argnames="path")
+def log_density(law, x, t=1.0, path=PATH):
+    return law.log_density(x, t, path)
 
 
 def points(n: int = 6, d: int = 2) -> np.ndarray:
@@ -40,8 +52,8 @@ def test_data_prediction_is_bayes_rule():
     t, x = 0.6, points(3)
     side = np.linspace(-6, 6, 241)
     data = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2)
-    prior = np.asarray(LAW.log_density(jnp.asarray(data), 1.0, PATH))
-    for point, got in zip(x, LAW.data(jnp.asarray(x), t, PATH), strict=True):
+    prior = np.asarray(log_density(LAW, data))
+    for point, got in zip(x, predict(LAW, x, t), strict=True):
         logs = prior - 0.5 * ((point - t * data) ** 2).sum(1) / (1 - t) ** 2
         share = np.exp(logs - logs.max())
         np.testing.assert_allclose(got, share @ data / share.sum(), rtol=1e-9)
@@ -49,19 +61,19 @@ def test_data_prediction_is_bayes_rule():
 
 def test_kinds_agree_with_the_conversion_table_and_stay_finite_at_the_ends():
     x = jnp.asarray(points())
-    data = LAW.predict(x, 0.4, PATH, "data")
+    data = Prediction(predict(LAW, x, 0.4), "data")
     for kind in ("noise", "velocity", "score"):
-        exact = LAW.predict(x, 0.4, PATH, kind).value
+        exact = predict(LAW, x, 0.4, kind=kind)
         np.testing.assert_allclose(convert(data, x, 0.4, PATH, kind).value, exact, rtol=1e-10)
         for end in (0.0, 1.0):
-            assert np.isfinite(LAW.predict(x, end, PATH, kind).value).all()
+            assert np.isfinite(predict(LAW, x, end, kind=kind)).all()
 
 
 def test_a_time_per_row_is_that_time_for_that_row():
     x, t = jnp.asarray(points(4)), jnp.asarray([0.1, 0.4, 0.7, 0.95])
-    together = LAW.predict(x, t, PATH, "velocity").value
+    together = predict(LAW, x, t, kind="velocity")
     for i in range(4):
-        alone = LAW.predict(x[i : i + 1], t[i], PATH, "velocity").value
+        alone = predict(LAW, x[i : i + 1], t[i], kind="velocity")
         np.testing.assert_allclose(together[i : i + 1], alone, rtol=1e-12)
 
 
@@ -76,7 +88,7 @@ def test_products_powers_and_constants_agree_with_quadrature():
 
     def total(*factors):
         def logs(x):
-            return sum(beta * np.asarray(law.log_density(jnp.asarray(x), 1.0, PATH)) for law, beta in factors)
+            return sum(beta * np.asarray(log_density(law, x)) for law, beta in factors)
 
         return log_integral(logs, box, 361)
 
