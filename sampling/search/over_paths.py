@@ -166,8 +166,8 @@ class PathSearch:
 
         x, rounds = self.where.each(start, self.keep_paths), []
         for level in range(1, len(self.grids) - 1):
-            x, round = self.branch(level, x, solve, verifier, noise, condition, estimate or solve)
-            rounds.append(round)
+            x, choice = self.branch(level, x, solve, verifier, noise, condition, estimate or solve)
+            rounds.append(choice)
 
         def finish(number: jax.Array) -> tuple[jax.Array, jax.Array]:
             end = solve(x[number], self.grids[-1], number).x

@@ -38,8 +38,7 @@ from sampling.search.verifier import Ensemble, Verifier, score
 
 @dataclasses.dataclass(frozen=True)
 class RandomSearch:
-    """The best of N independent samples.  N = 1 is plain sampling; the first N candidates of a larger search are those
-    of a smaller one.
+    """The best of N independent samples.  The first N candidates of a larger search are those of a smaller one.
 
     Attributes:
       candidates: N.
@@ -96,11 +95,15 @@ class RandomSearch:
 
         x, scores = self.where.each(candidate, self.candidates)
         chosen = best(scores, 1)
-        round = Round(plain(scores), chosen, x if self.keep == "all" else None)
-        start = jax.vmap(lambda i, row: noise.at(i, shape, dtype)[row])(chosen[0], jnp.arange(shape[0]))
-        return found(
-            pick(x, chosen)[0], pick(scores, chosen)[0], start, (round,), scaled(one, self.candidates, verifiers)
-        )
+        choice = Round(plain(scores), chosen, x if self.keep == "all" else None)
+
+        def fetch(number: jax.Array, start: jax.Array) -> jax.Array:  # drawn again: cheaper than keeping all of them
+            wanted = (chosen[0] == number).reshape(-1, *[1] * (len(shape) - 1))
+            return jnp.where(wanted, noise.at(number, shape, dtype), start)
+
+        start = jax.lax.fori_loop(0, self.candidates, fetch, jnp.zeros(shape, dtype))
+        ledger = scaled(one, self.candidates, verifiers)
+        return found(pick(x, chosen)[0], pick(scores, chosen)[0], start, (choice,), ledger)
 
 
 @dataclasses.dataclass(frozen=True)

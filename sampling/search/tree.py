@@ -168,8 +168,8 @@ class TreeOfFrames:
             """The chunks of a stage after its first, all of equal width: one program."""
 
             def more(beam: jax.Array, k: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Round]]:
-                beam, scores, round = grow(beam, made + k, first + k * stage.keep * stage.branching, stage)
-                return beam, (scores, round)
+                beam, scores, choice = grow(beam, made + k, first + k * stage.keep * stage.branching, stage)
+                return beam, (scores, choice)
 
             beam, (scores, rounds) = jax.lax.scan(more, beam, jnp.arange(stage.chunks - 1))
             return beam, scores[-1], rounds
@@ -178,11 +178,11 @@ class TreeOfFrames:
         made, first, rounds = 0, 0, []
         for stage in self.stages:
             children = len(beam) * stage.branching
-            beam, scores, round = grow(beam, made, first, stage)
-            rounds.append(round)
+            beam, scores, choice = grow(beam, made, first, stage)
+            rounds.append(choice)
             made, first = made + 1, first + children
             if stage.chunks > 1:
-                beam, scores, round = stretch(beam, made, first, stage)
-                rounds.append(round)
+                beam, scores, choice = stretch(beam, made, first, stage)
+                rounds.append(choice)
                 made, first = made + stage.chunks - 1, first + (stage.chunks - 1) * stage.keep * stage.branching
         return found(beam[0], scores[0], None, tuple(rounds), ledger)
