@@ -44,6 +44,11 @@ class Keyed:
     def __init__(self, key: jax.Array, ids: jax.Array):
         self.keys = sample_keys(key, ids)
 
+    @classmethod
+    def of(cls, keys: jax.Array) -> "Keyed":
+        """From a key for each row [b]."""
+        return cls.tree_unflatten(None, (keys,))
+
     def check(self, steps: int, shape: tuple[int, ...]) -> None:
         if self.keys.shape[0] != shape[0]:
             raise ValueError(f"noise has {self.keys.shape[0]} sample ids for {shape[0]} rows")

@@ -1,11 +1,14 @@
 """Peak arithmetic rates of devices and the share of them that a step reaches (model FLOPs utilisation)."""
 
 import functools
+import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
 
 # Dense matmul peaks per device in FLOP/s, bfloat16 (float16 on older GPUs), from the makers' data sheets.
 PEAKS = {
@@ -59,3 +62,27 @@ def utilisation(flops_per_step: float, seconds_per_step: float, devices: int, pe
     if not peak or not flops_per_step or seconds_per_step <= 0:
         return None
     return flops_per_step / (seconds_per_step * devices * peak)
+
+
+def matrix_flops(function: Callable[..., Any], *args: Any) -> float:
+    """FLOPs of the matrix products and convolutions of ``function(*args)``, arguments abstract; nothing is compiled.
+
+    Loops of a known length count as often as they run, other loops once.
+    """
+    return _matrix_flops(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _matrix_flops(jaxpr: Any) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, options = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (summed, _), _ = options["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += 2.0 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in summed)
+        elif name == "conv_general_dilated":
+            kernel, spec = equation.invars[1].aval.shape, options["dimension_numbers"].rhs_spec
+            total += 2.0 * equation.outvars[0].aval.size * math.prod(kernel) / kernel[spec[0]]
+        inner = [getattr(sub, "jaxpr", sub) for sub in jaxprs_in_params(options)]
+        total += options.get("length", 1) * sum(_matrix_flops(sub) for sub in inner)
+    return total

@@ -45,6 +45,7 @@ class OptimSpec:
     decay_match: str = ".*"
     clip_norm: float = 1.0
     schedule: str = "cosine"
+    milestones: tuple[int, ...] = ()
     warmup_steps: int = 0
     init_lr_ratio: float = 1e-8
     final_lr_ratio: float = 0.0
@@ -215,6 +216,7 @@ def _resolve(
         warmup=spec.warmup_steps,
         init_ratio=spec.init_lr_ratio,
         final_ratio=spec.final_lr_ratio,
+        milestones=spec.milestones,
     )
     return Group(name, spec, {rule: tuple(paths) for rule, paths in rules.items()}, decayed, schedule)
 

@@ -1,6 +1,6 @@
 """Pictures for people: spectrograms above each other, tables of images.  Needs matplotlib, imported only to draw."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,3 +57,21 @@ def image_table(path: str | Path, images: np.ndarray, columns: int, scale: int =
     sheet = sheet.reshape(rows * (height + 1), columns * (width + 1), channels)
     pixels = np.repeat(np.repeat(0.5 * (sheet + 1.0), scale, 0), scale, 1)
     pyplot.imsave(path, np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+
+
+def boxed(path: str | Path, images: np.ndarray, boxes: Sequence[np.ndarray], names: Sequence[Sequence[str]]) -> None:
+    """Writes a PNG of images [n, h, w, 3] uint8 in a row, each with its boxes [k, 4] (corners in pixels) and names."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import patches, pyplot
+
+    figure, axes = pyplot.subplots(1, len(images), figsize=(3 * len(images), 3), squeeze=False, layout="constrained")
+    for axis, image, found, titles in zip(axes[0], images, boxes, names, strict=True):
+        axis.imshow(image)
+        axis.axis("off")
+        for (left, top, right, bottom), title in zip(found, titles, strict=True):
+            axis.add_patch(patches.Rectangle((left, top), right - left, bottom - top, fill=False, color="lime"))
+            axis.text(left, top, title, color="lime", fontsize=7, va="bottom")
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)

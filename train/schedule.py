@@ -6,7 +6,7 @@ Nothing here holds state.  Linear warm-up followed by ``linear`` decay is what t
 one step short of it).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,10 +18,18 @@ from data.errors import UserError
 Schedule = Callable[[Any], Any]  # update number (0 for the first) -> learning rate
 
 KINDS = ("constant", "linear", "cosine")
+DROP = 0.1  # at each milestone
 
 
 def make_schedule(
-    kind: str, peak: float, *, total: int, warmup: int = 0, init_ratio: float = 1e-8, final_ratio: float = 0.0
+    kind: str,
+    peak: float,
+    *,
+    total: int,
+    warmup: int = 0,
+    init_ratio: float = 1e-8,
+    final_ratio: float = 0.0,
+    milestones: Sequence[int] = (),
 ) -> Schedule:
     """Linear warm-up from ``init_ratio * peak`` over ``warmup`` updates, then ``kind`` down to ``final_ratio * peak``.
 
@@ -29,6 +37,7 @@ def make_schedule(
       kind: ``constant`` (``final_ratio`` is not used), ``linear`` or ``cosine``.
       peak: learning rate at update number ``warmup``.
       total: update number at which the decay ends; the rate stays there afterwards.
+      milestones: update numbers from each of which on the rate is a tenth of what it would be.
 
     Raises:
       UserError: unknown kind, or a warm-up that does not fit into the run.
@@ -47,6 +56,8 @@ def make_schedule(
             falling = xp.ones_like(left)
         else:
             falling = final_ratio + (1 - final_ratio) * (left if kind == "linear" else 0.5 - 0.5 * xp.cos(xp.pi * left))
+        for milestone in milestones:
+            falling = falling * xp.where(step < milestone, 1.0, DROP)
         return peak * xp.where(step < warmup, rising, falling)
 
     return at

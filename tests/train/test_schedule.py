@@ -54,3 +54,17 @@ def test_mistakes_are_named():
         make_schedule("cosin", 1.0, total=10)
     with pytest.raises(UserError, match="warmup_steps=10"):
         make_schedule("linear", 1.0, total=10, warmup=10)
+
+
+def test_milestones_take_nine_tenths_each():
+    lr = make_schedule("constant", 2.0, total=100, warmup=10, init_ratio=0.1, milestones=(50, 80))
+    assert [round(float(lr(step)), 9) for step in (0, 5, 10, 49, 50, 79, 80, 99)] == [
+        0.2,
+        1.1,
+        2,
+        2,
+        0.2,
+        0.2,
+        0.02,
+        0.02,
+    ]
