@@ -18,7 +18,6 @@ import numpy as np
 
 from data.errors import UserError
 from sampling.few_step import AverageVelocity
-from sampling.grids import uniform
 from sampling.guidance import Autoguidance, ClassifierFree, Conditional, Denoiser, Guide
 from sampling.ledger import Ledger
 from sampling.noise import Keyed, start_noise
@@ -37,6 +36,7 @@ from train.workdir import ASSETS, read_config
 
 OWN = ""  # the sampler that the model's objective is made for
 FAR = 50.0  # σ/α where weighed particles begin: with α = 0 their weights would be infinite
+NEAR = 0.01  # σ/α from which their last step goes to the data
 GUIDES = ("classifier_free", "autoguidance")
 
 
@@ -180,7 +180,8 @@ class ImagePipeline:
         if isinstance(own, Consistency) and not isinstance(chosen, Consistency):
             raise UserError("a consistency model knows the end of a trajectory, not its slope: leave the solver out")
         if isinstance(chosen, ReverseSDE) and not path.alpha(grid[0]) > 0.5 / FAR:
-            grid = uniform(options.steps, float(path.time_at(FAR)), path.data_time)
+            # Equal steps of log(σ/α): near the noise the drift of a flow is as steep as 1/t.
+            grid = np.append(path.time_at(np.geomspace(FAR, NEAR, options.steps)), path.data_time)
         return chosen, np.asarray(options.times, np.float64) if options.times else grid
 
     def _batch(self, labels: np.ndarray, options: Options, seed: int, ids: np.ndarray) -> tuple[Any, Ledger, Any]:
