@@ -41,7 +41,7 @@ class Bench:
       judge: (images [n, ...], labels [n]) -> figures; never seen by a sampler.
       verifier: what searches maximise.
       names: of judge and verifier, for the record.
-      levels: figures of real data, drawn as lines.
+      levels: figures of real images, drawn as lines.
     """
 
     labels: np.ndarray
@@ -152,8 +152,8 @@ def _measure(
         costs = {"network_calls": int(ledger.network_calls), "verifier_calls": int(ledger.verifier_calls)}
         return costs | {"figures": figures | {LIKED: liked}}
 
-    labels = zlib.crc32(np.asarray(bench.labels, np.int64).tobytes())
-    key = [stamp, *bench.names, labels, point.curve, point.number, dataclasses.asdict(point.options)]
+    stamps = [zlib.crc32(a.tobytes()) for a in (np.asarray(bench.labels, np.int64), pipeline.solver(point.options)[1])]
+    key = [stamp, *bench.names, *stamps, point.curve, point.number, dataclasses.asdict(point.options)]
     found = [cells.get([*key, seed], lambda seed=seed: cell(seed)) for seed in seeds]
     figures = {name: estimate([one["figures"][name] for one in found]) for name in found[0]["figures"]}
     return Measured(model, point, found[0]["network_calls"], found[0]["verifier_calls"], figures)
@@ -168,7 +168,7 @@ def fingerprint(variables: Any) -> int:
 
 
 def draw(path: Path, measured: Sequence[Measured], levels: Mapping[str, float]) -> None:
-    """A PNG with an axis per figure: a line for each curve of each model, 95 % intervals, real data as levels."""
+    """A PNG with an axis per figure: a line for each curve of each model, 95 % intervals, real images as levels."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -192,10 +192,13 @@ def draw(path: Path, measured: Sequence[Measured], levels: Mapping[str, float]) 
                     axis.annotate(f"{m.point.number:g}", (m.network_calls, value), fontsize=7, xytext=(4, 2),
                                   textcoords="offset points")  # fmt: skip
         if name in levels:
-            axis.axhline(levels[name], linestyle="--", linewidth=1, color="0.4", label="held-out images")
+            axis.axhline(levels[name], linestyle="--", linewidth=1, color="0.4", label="real images")
         axis.set(xlabel="network calls per image", ylabel=LABELS.get(name, name), xscale="log")
         if name == "frechet":
             axis.set_yscale("log")
+            bottom, top = axis.get_ylim()
+            axis.set_yticks([n for n in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if bottom <= n <= top])
+            axis.yaxis.set_major_formatter("{x:g}")
         ticks = sorted({m.network_calls for m in measured})
         axis.set_xticks([n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if ticks[0] <= n <= ticks[-1]])
         axis.xaxis.set_major_formatter("{x:g}")
