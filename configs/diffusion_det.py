@@ -57,7 +57,7 @@ def published(c: ConfigDict) -> None:
     c.task.padding = "reference"  # as the released weights were trained
     c.task.renewal = 0.5
     c.task.overlap = 0.5
-    set_loss(c, count="matched")
+    set_loss(c)
 
     c.model = ConfigDict({"type": "models.detection.detector:Detector", "dim": 256})
     c.model.head = ConfigDict({"type": "models.detection.head:DynamicHead"})
@@ -100,13 +100,13 @@ def published(c: ConfigDict) -> None:
     c.checkpoint.every = 5000
 
 
-def set_loss(c: ConfigDict, count: str) -> None:
-    """The criterion; ``count`` is what its terms are divided by."""
+def set_loss(c: ConfigDict) -> None:
+    """The criterion, with the published weights."""
     c.task.criterion = ConfigDict({"type": "train.objectives.set_prediction:SetPrediction"})
     c.task.criterion.classes = 2.0
     c.task.criterion.l1 = 5.0
     c.task.criterion.giou = 2.0
-    c.task.criterion.count = count  # targets | matched | release
+    c.task.criterion.count = "matched"  # what terms are divided by: targets | matched | release
     c.task.criterion.matcher = ConfigDict({"type": "train.objectives.matching:SimOTA"})
 
 
@@ -149,7 +149,7 @@ def small(c: ConfigDict, widths: tuple[int, ...], dim: int, stages: int) -> None
     c.task.padding = "exact"
     c.task.renewal = 0.5
     c.task.overlap = 0.5
-    set_loss(c, count="targets")
+    set_loss(c)
     c.model = ConfigDict({"type": "models.detection.detector:Detector", "dim": dim, "levels": 1})
     c.model.backbone = ConfigDict({"type": "models.detection.small:SmallBackbone", "widths": widths})
     c.model.backbone.depths = (1,) * len(widths)

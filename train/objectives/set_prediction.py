@@ -3,8 +3,9 @@ arXiv:2005.12872), at every stage of the head.
 
 Terms are normalised over the global batch (``train.task.Term``) by one of three counts:
 
-    targets   the targets of an image, at least one, so that images without any weigh like those with one
-    matched   the boxes that answer for a target, at least one per image
+    matched   the boxes that answer for a target, at least one per image, so that images without any weigh like those
+              with one; known only after the network ran, so microbatches run it once more
+    targets   the targets, at least one per image; sums then grow with the boxes that share a target
     release   as the released code does: the matched boxes of this (micro)batch, one if there are none at all, which
               makes batches without targets weigh tens of times as much
 """
@@ -18,7 +19,7 @@ from models.ops.boxes import giou, sides
 from train.objectives.matching import Matcher, SimOTA, Targets, match
 from train.task import Term
 
-COUNTS = ("targets", "matched", "release")
+COUNTS = ("matched", "targets", "release")
 SIMOTA = SimOTA()
 
 
@@ -39,7 +40,7 @@ class SetPrediction:
     giou: float = 2.0
     alpha: float = 0.25
     gamma: float = 2.0
-    count: str = "targets"
+    count: str = "matched"
 
     def __post_init__(self) -> None:
         if self.count not in COUNTS:
