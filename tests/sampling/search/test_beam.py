@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import Mesh
 
 from sampling.sample import sample
+from sampling.search.beam import Stage, TreeOfFrames
 from sampling.search.candidates import Where
-from sampling.search.tree import Stage, TreeOfFrames
 from sampling.search.verifier import Ensemble
 from tests.sampling.search.bed import GRID, GUIDE, PATH, SHAPE, TARGETS, noise
 
