@@ -124,10 +124,10 @@ class Sampler:
         Raises:
           UserError: the model cannot be sampled so.
         """
-        if self._search is None:
-            made = self.pipeline(self.labels, self.point.options, seed=seed)
-            return made.images, made.ledger
         try:
+            if self._search is None:
+                made = self.pipeline(self.labels, self.point.options, seed=seed)
+                return made.images, made.ledger
             x, ledger = self._search(jax.random.key(seed))
         except ValueError as error:
             raise UserError(f"--curves: {self.point}: {error}") from error
