@@ -86,6 +86,7 @@ class OneStep:
         raise NotImplementedError(f"{type(self).__name__} peels no step")
 
 
+@dataclasses.dataclass(frozen=True)
 class Euler(OneStep):
     """First order, one evaluation a step."""
 
@@ -100,6 +101,7 @@ class Euler(OneStep):
         return Step(x + row["h"] * here.mix.value, history, here)
 
 
+@dataclasses.dataclass(frozen=True)
 class Midpoint(OneStep):
     """Second order, two evaluations a step: half an Euler step, then the whole step with the slope found there."""
 
@@ -133,6 +135,7 @@ class _ToTheEnd(Midpoint):
         return Midpoint.step(self, evaluate, x, history, row, noise)
 
 
+@dataclasses.dataclass(frozen=True)
 class Heun(_ToTheEnd):
     """Second order, two evaluations a step: the mean of the slopes at both ends."""
 
@@ -145,6 +148,7 @@ class Heun(_ToTheEnd):
         return Step(x + row["half"] * (here.mix.value + there.mix.value), history, here)
 
 
+@dataclasses.dataclass(frozen=True)
 class RK4(_ToTheEnd):
     """Fourth order, four evaluations a step: the classical Runge-Kutta method."""
 
