@@ -4,16 +4,18 @@
     python -m launch.run_train --config=configs/digits_flow.py:flow --workdir=runs/flow
     python -m launch.run_sample --workdir=runs/flow --labels=0,1,2,3 --out=digits.png
 
-Variants, each minutes on two CPU cores; the numbers that they reach stand in the README:
-  flow        flow matching (logit-normal times), the model of the curves.
-  weak        the same, smaller and stopped early: autoguidance leads away from it.
+Variants, each minutes on two CPU cores.  Accuracy by the judge and Fréchet distance (``launch.evaluation.images``) at
+so many network calls; intervals and more settings stand in the README:
+  flow        flow matching (logit-normal times), the model of the curves: 0.996, 0.25 at 16 by DPM-Solver++(2M).
+  weak        the same, smaller and stopped early: autoguidance leads away from it, which does not help here.
   edm         EDM's denoiser on the VE path; the teacher of ``cd``.
-  ict         improved consistency training, one or two steps.
-  ct          consistency training as first published, for comparison.
-  cd          consistency distillation: --init_from=EDM --config.task.teacher=EDM, the folder of an ``edm`` run.
-  scm         continuous-time consistency training on the circle.
-  mean_flow   average velocities.
-  shortcut    velocities that know the length of the step.
+  ict         improved consistency training: 0.982, 0.33 at 1; 0.984, 0.32 at 2.
+  ct          consistency training as first published; nobody has trained this one to its end yet.
+  cd          consistency distillation: --init_from=EDM --config.task.teacher=EDM, the folder of an ``edm`` run:
+              0.985, 0.31 at 1; 0.992, 0.47 at 2.
+  scm         continuous-time consistency training on the circle: 0.970, 0.37 at 1; 0.979, 0.37 at 2.
+  mean_flow   average velocities: 0.998, 0.50 at 1; 0.998, 0.34 at 2.
+  shortcut    velocities that know the length of the step: 0.985, 0.62 at 1; 0.992, 0.33 at 4.
   tiny        seconds, for tests.
 """
 

@@ -74,8 +74,17 @@ def _x64():
         yield
 
 
-@pytest.mark.parametrize("path", [FlowPath(), FlowPath(data_time=0.0), VPCosine(), VE(), TrigFlow(0.5)], ids=str)
-@pytest.mark.parametrize(("prediction", "space"), [("velocity", ""), ("data", "velocity"), ("noise", "data")])
+@pytest.mark.parametrize(
+    ("path", "prediction", "space"),
+    [
+        (FlowPath(), "velocity", ""),
+        (FlowPath(data_time=0.0), "data", "velocity"),
+        (VPCosine(), "noise", "data"),
+        (VE(), "data", "F"),
+        (TrigFlow(0.5), "velocity", "noise"),
+    ],
+    ids=str,
+)
 def test_the_expectation_has_no_denoising_loss_and_errors_are_measured_in_the_asked_space(path, prediction, space):
     objective = Denoising(path, prediction, space, max_weight=1e9, time="log_normal")
     data, draws = batch(objective)
