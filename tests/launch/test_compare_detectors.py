@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data.errors import UserError
-from launch.compare_detectors import budgets, cell, config_of, summary, table
+from launch.evaluation.detector_comparison import budgets, cell, config_of, summary, table
 
 
 def results(ap):
