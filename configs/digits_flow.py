@@ -21,6 +21,7 @@ so many network calls; intervals and more settings stand in the README:
 """
 
 import math
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -139,7 +140,8 @@ def ct(c: ConfigDict) -> None:
     low, high, initial = 2, 150, 0.9
     consistency(c, levels="ct", fewest=low, most=high, proposals="uniform", weight="one", distance="l2")
     c.ema.decays = (0.9999,)
-    c.ema.power, c.ema.inv_gamma = 0.5, (low * math.log(1 / initial) / (high + 1)) ** 2 * c.steps
+    steps: Any = c.steps
+    c.ema.power, c.ema.inv_gamma = 0.5, (low * math.log(1 / initial) / (high + 1)) ** 2 * steps
     c.task.target = 0.9999
 
 
