@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Matching and set losses of a detector's six stages beside the usual PyTorch form: loops over stages and images.
 
     python -m tests.benchmarks.set_loss_torch [--threads=1] [--calls=10]
